@@ -1,0 +1,103 @@
+# Every command of this repository. `make` alone lists them; README says what they are for.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PYTHON := .venv/bin/python
+READY := .venv/.ready
+NOTEBOOKS ?= $(sort $(wildcard notebooks/[0-9]*.ipynb))
+
+# What `make reproduce` runs. Empty means the default that eeutils/batch.py names.
+PROFILE ?=
+TASKS ?=
+SEEDS ?=
+BACKBONE ?=
+# How many notebooks run at a time.
+JOBS ?=
+# A folder with a Snakemake profile, such as workflow/slurm; empty runs on this machine.
+CLUSTER ?=
+# Anything else for Snakemake, such as --dry-run.
+FLAGS ?=
+
+VARIABLES := NOTEBOOKS PROFILE TASKS SEEDS BACKBONE JOBS CLUSTER FLAGS
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
+$(foreach name,$(filter-out $(VARIABLES),$(GIVEN)),$(error unknown variable $(name); choose one of: $(sort $(VARIABLES))))
+
+SETTINGS = $(if $(PROFILE),'profile=$(PROFILE)') $(if $(TASKS),'tasks=$(TASKS)') $(if $(SEEDS),'seeds=$(SEEDS)') \
+           $(if $(BACKBONE),'backbone=$(BACKBONE)') $(if $(JOBS),'jobs=$(JOBS)')
+
+.PHONY: help
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo 'make reproduce PROFILE=full TASKS="movie amazon" SEEDS="0 1 2" BACKBONE=minilm-l6 JOBS=2'
+
+.PHONY: reproduce
+reproduce: $(READY) ## run every notebook; figures and results.csv go to reproduced/
+	@$(PYTHON) -m snakemake --snakefile Snakefile $(if $(CLUSTER),--profile '$(CLUSTER)',--cores all) \
+		--rerun-incomplete --keep-going --nolock --quiet host reason \
+		$(if $(strip $(SETTINGS)),--config $(SETTINGS)) $(FLAGS)
+
+.PHONY: test
+test: $(READY) ## run all tests
+	@$(PYTHON) -m pytest -q --durations=10
+
+.PHONY: bench
+bench: $(READY) ## measure training, sweeps and the runtime; the table goes to data/results/
+	@$(PYTHON) -m eeutils.bench
+
+.PHONY: lab
+lab: $(READY) ## open the notebooks in JupyterLab
+	@$(PYTHON) -m jupyterlab notebooks
+
+.PHONY: notebooks
+notebooks: $(READY) ## execute the notebooks in place, ready to commit (some: NOTEBOOKS=notebooks/01_deebert_pabee.ipynb)
+	@$(PYTHON) -m eeutils.batch in-place $(NOTEBOOKS)
+
+.PHONY: lint
+lint: $(READY) ## check style, spelling and file sizes
+	@$(PYTHON) -m pre_commit run --all-files
+
+.PHONY: lock
+lock: $(READY) ## write requirements.lock anew from what is installed
+	@$(PYTHON) workflow/lock.py
+
+.PHONY: clean
+clean: ## remove what runs leave; trained models, downloads and .venv stay
+	@rm -rf reproduced .snakemake build eeutils.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '.partial-*' \
+		-o -name '*.partial.ipynb' -o -name '*.failed.ipynb' \) -print0 | xargs -0 rm -rf
+
+.PHONY: distclean
+distclean: clean ## also remove .venv and the trained models (runs/); downloads stay
+	@rm -rf .venv runs
+
+# The stamp holds the path of this folder: in a copied or moved checkout the environment still points to the old one.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+.PHONY: $(READY)
+endif
+
+$(READY): pyproject.toml requirements.lock
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		for python in python3.11 python3 python3.12 python3.13 none; do \
+			if [ $$python = none ]; then \
+				echo 'Python 3.11 or newer with its venv module was not found: install it (Debian: python3.11-venv), then run make again.' >&2; \
+				exit 1; \
+			fi; \
+			if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+		done; \
+		echo "Making .venv with $$($$python --version)"; \
+		$$python -m venv --clear .venv; \
+	fi
+	@rm -f $(READY)
+	@echo "Installing $$(grep -c == requirements.lock) pinned packages (a few minutes the first time)"
+	@$(PYTHON) -m pip install --progress-bar off -r requirements.lock 2> >(grep -v '^WARNING: Location' >&2) | awk '\
+		/^(Collecting|Processing)/ && ++n % 25 == 0 {print "  " n " found"; fflush()} \
+		/^Installing/ {print "  unpacking"; fflush()}'
+	@$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@printf '%s\n' '$(CURDIR)' > $(READY)
+	@echo 'The environment is ready.'

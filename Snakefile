@@ -1,0 +1,84 @@
+# The batch engine of `make reproduce`: every notebook, for every task and seed, then one table of all results.
+#
+#   make reproduce PROFILE=full TASKS="movie amazon" SEEDS="0 1 2" JOBS=2
+#   snakemake --cores all --config profile=full tasks="movie amazon"      (the same without make)
+#
+# Only what changed runs again: a notebook, the package, the pinned sources, or a setting. An interrupted batch goes
+# on where it stopped. workflow/slurm/config.yaml runs the same jobs on a cluster.
+
+import sys
+from pathlib import Path
+
+from eeutils import batch
+from eeutils.errors import InputError
+
+# Adding a notebook is one line. Listed behind it: notebooks whose results it reads, so that it runs after them and
+# again when they did. Trained models need no line: whoever needs one first trains it, the others wait and load it.
+NOTEBOOKS = {
+    "00_early_exit_from_scratch": [],
+    "01_deebert_pabee": [],
+}
+
+try:
+    BATCH = batch.validate(config)
+    if workflow.is_main_process and not workflow.dryrun:
+        LOCK = batch.hold(Path("reproduced/.lock"))
+except InputError as error:
+    sys.exit(f"error: {error}")
+
+SOURCES = sorted(map(str, [*Path("eeutils").rglob("*.py"), *Path("data").glob("*.toml")]))
+
+# The small models of these papers gain little from more than four threads; further cores run further notebooks.
+CORES = workflow.resource_settings.cores or 4  # None on a cluster
+THREADS = max(1, CORES // (BATCH.jobs or max(1, CORES // 4)))
+
+
+wildcard_constraints:
+    task="[^/]+",
+    seed="[0-9]+",
+
+
+rule all:
+    default_target: True
+    input:
+        f"reproduced/{BATCH.profile}/results.csv",
+
+
+rule collect:
+    message: "collecting the results into {output}"
+    input:
+        expand(f"{BATCH.folder}/{{notebook}}.ipynb", task=map(batch.to_folder, BATCH.tasks), seed=BATCH.seeds, notebook=NOTEBOOKS),
+    output:
+        f"reproduced/{BATCH.profile}/results.csv",
+    localrule: True
+    params:
+        python=sys.executable,
+        folder=f"reproduced/{BATCH.profile}",
+    shell:
+        "{params.python:q} -m eeutils.batch collect {params.folder:q}"
+
+
+for NUMBER, (NOTEBOOK, EARLIER) in enumerate(NOTEBOOKS.items()):
+
+    rule:
+        name: f"notebook_{NOTEBOOK}"
+        message: f"{NOTEBOOK}: task {{wildcards.task}}, seed {{wildcards.seed}}, {{threads}} thread(s)"
+        input:
+            notebook=f"notebooks/{NOTEBOOK}.ipynb",
+            sources=SOURCES,
+            earlier=expand(f"{BATCH.folder}/{{earlier}}.ipynb", earlier=EARLIER, allow_missing=True),
+        output:
+            notebook=f"{BATCH.folder}/{NOTEBOOK}.ipynb",
+            saved=directory(f"{BATCH.folder}/{NOTEBOOK}"),
+        threads: THREADS
+        priority: len(NOTEBOOKS) - NUMBER
+        params:
+            python=sys.executable,
+            profile=BATCH.profile,
+            task=lambda wildcards: batch.from_folder(wildcards.task),
+            backbone=BATCH.backbone,
+        shell:
+            "mkdir -p {output.saved:q} && OMP_NUM_THREADS={threads} MPLBACKEND=Agg "
+            "{params.python:q} -m eeutils.batch run --unchecked {input.notebook:q} {output.notebook:q} "
+            "-p profile {params.profile:q} -p task {params.task:q} -p backbone {params.backbone:q} "
+            "-p seed {wildcards.seed} -p save_to {output.saved:q}"
