@@ -1,0 +1,174 @@
+"""Sentences as token ids, and batches of sentences of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from datasets import Dataset
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Sampler
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from eeutils.errors import InputError
+
+
+class Batch(NamedTuple):
+    """Token ids padded to the longest sample of the batch; `attention_mask` is 1 on real tokens."""
+
+    input_ids: Int[Tensor, "batch tokens"]
+    attention_mask: Int[Tensor, "batch tokens"]
+    token_type_ids: Int[Tensor, "batch tokens"] | None
+    labels: Tensor | None
+    ids: Int[Tensor, " batch"]
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What a model's forward takes."""
+        return self.input_ids, self.attention_mask, self.token_type_ids
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Tokenised samples: lists of token ids (and token types for pairs), labels, ids, and the padding id."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    types: tuple[tuple[int, ...], ...] | None
+    labels: Tensor | None
+    ids: Int[Tensor, " samples"]
+    padding: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> Int[Tensor, " samples"]:
+        """Tokens of each sample, [CLS] and [SEP] included."""
+        return torch.tensor([len(tokens) for tokens in self.tokens], dtype=torch.long)
+
+    def take(self, rows: Sequence[int]) -> Samples:
+        """Some of the samples, in the given order."""
+        chosen = torch.as_tensor(list(rows))
+        return Samples(
+            tuple(self.tokens[row] for row in rows),
+            None if self.types is None else tuple(self.types[row] for row in rows),
+            None if self.labels is None else self.labels[chosen],
+            self.ids[chosen],
+            self.padding,
+        )
+
+    def batch(self, rows: Sequence[int], pad_to: int | None = None) -> Batch:
+        """The given samples as one padded batch; `pad_to` pads further, as the reference codes do to 128.
+
+        Raises:
+            InputError: no row is given.
+        """
+        if len(rows) == 0:
+            raise InputError("a batch needs at least one sample, and there is none")
+        width = max(pad_to or 0, *(len(self.tokens[row]) for row in rows))
+
+        def padded(lists: tuple[tuple[int, ...], ...], value: int) -> Tensor:
+            return torch.tensor([[*lists[row], *[value] * (width - len(lists[row]))] for row in rows])
+
+        rows_tensor = torch.as_tensor(rows)
+        return Batch(
+            padded(self.tokens, self.padding),
+            torch.tensor([[1] * len(self.tokens[row]) + [0] * (width - len(self.tokens[row])) for row in rows]),
+            None if self.types is None else padded(self.types, 0),
+            None if self.labels is None else self.labels[rows_tensor],
+            self.ids[rows_tensor],
+        )
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    text_a: Sequence[str],
+    text_b: Sequence[str] | None = None,
+    *,
+    max_length: int = 128,
+    labels: Sequence[float] | Sequence[int] | None = None,
+    ids: Sequence[int] | None = None,
+) -> Samples:
+    """Tokenise sentences or sentence pairs; what is longer than `max_length` word pieces is cut.
+
+    Raises:
+        InputError: an empty list, an empty text (named by its place), second texts that are not as many as the first,
+            or a length that the model cannot take.
+    """
+    if len(text_a) == 0:
+        raise InputError("there is nothing to encode: give at least one sentence")
+    for place, text in enumerate(text_a):
+        if not text.strip():
+            raise InputError(f"the sentence at place {place} is empty; remove it or give it a text")
+    limit = min(tokenizer.model_max_length, 1_000_000)
+    if not 3 <= max_length <= limit:
+        raise InputError(f"max_length {max_length} does not fit this tokenizer's model: choose 3 to {limit}")
+    pairs = list(text_b) if text_b is not None and any(text_b) else None
+    if pairs is not None and len(pairs) != len(text_a):
+        raise InputError(
+            f"pairs need as many second texts as first ones; got {len(text_a)} first and {len(pairs)} second texts"
+        )
+    encoded = tokenizer(list(text_a), pairs, truncation=True, max_length=max_length, padding=False)
+    types = encoded.get("token_type_ids") if pairs is not None else None
+    return Samples(
+        tuple(map(tuple, encoded["input_ids"])),
+        None if types is None else tuple(map(tuple, types)),
+        None if labels is None else torch.as_tensor(labels),
+        torch.arange(len(text_a)) if ids is None else torch.as_tensor(ids),
+        tokenizer.pad_token_id,
+    )
+
+
+def encode_split(tokenizer: PreTrainedTokenizerBase, split: Dataset, max_length: int) -> Samples:
+    """Tokenise one split of a task (columns text_a, text_b, label, id)."""
+    columns = split.with_format(None)
+    return encode(
+        tokenizer,
+        list(columns["text_a"]),
+        list(columns["text_b"]),
+        max_length=max_length,
+        labels=list(columns["label"]),
+        ids=list(columns["id"]),
+    )
+
+
+class LengthBuckets(Sampler[list[int]]):
+    """Shuffled batches of samples of like length.
+
+    The samples are shuffled, cut into pools of `pool` batches, sorted by length within a pool, and the batches of all
+    pools are shuffled: nearly no padding, and still another composition every epoch. The order depends on `seed` and
+    the epoch alone, so an interrupted epoch can be taken up where it stopped.
+    """
+
+    drop_last = False
+
+    def __init__(self, lengths: Int[Tensor, " samples"], batch_size: int, seed: int, pool: int = 50) -> None:
+        self.lengths, self.batch_size, self.seed, self.pool = lengths, batch_size, seed, pool
+        self.epoch = self.first = 0
+
+    def start(self, epoch: int, batch: int = 0) -> None:
+        """Choose the epoch whose order the next iteration gives, and the batch at which it starts."""
+        self.epoch, self.first = epoch, batch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        shuffled = torch.randperm(len(self.lengths), generator=generator)
+        pools = shuffled.split(self.pool * self.batch_size)
+        by_length = torch.cat([rows[self.lengths[rows].argsort(stable=True)] for rows in pools])
+        found = by_length.split(self.batch_size)
+        for place in torch.randperm(len(found), generator=generator).tolist()[self.first :]:
+            yield found[place].tolist()
+
+
+def batches(samples: Samples, batch_size: int, progress: str | None = None) -> Iterator[tuple[Tensor, Batch]]:
+    """All samples once, in order of length: (row numbers, batch). `progress` names a progress bar."""
+    order = samples.lengths.argsort(stable=True).split(batch_size)
+    for rows in tqdm(order, desc=progress, disable=progress is None, leave=False, delay=2):
+        yield rows, samples.batch(rows.tolist())

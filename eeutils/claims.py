@@ -1,0 +1,126 @@
+"""Claims of the papers, and verdicts on them.
+
+A claim is data (`data/claims.toml`): whose it is, what it says in our words, where we have it from, the paper's own
+number if a source gives one, and the bar that our number must clear. A verdict is decided by the interval of our
+number, not by eye.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pandas as pd
+
+from eeutils.errors import InputError, unknown
+from eeutils.files import repository_root
+from eeutils.statistics import Interval
+
+REPRODUCED = "reproduced"
+PARTLY = "partly"
+NOT_REPRODUCED = "not reproduced"
+NOT_TESTABLE = "not testable here"
+NOT_AVAILABLE = "not available"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of one paper.
+
+    Attributes:
+        id: as in the ledger, such as "D1".
+        paper: the method's name.
+        text: the claim in our words.
+        source: the key of its source: [P] paper, [R] authors' README, [S] another paper's table, [A] abstract.
+        paper_number: what the paper reports, or "not available".
+        test: how we test it, in words: what is measured, against what.
+        bar: what our number must be at least for the claim to hold.
+    """
+
+    id: str
+    paper: str
+    text: str
+    source: str
+    test: str
+    bar: float
+    paper_number: str = NOT_AVAILABLE
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, our numbers, and what follows."""
+
+    claim: Claim
+    outcome: str
+    ours: str
+    note: str = ""
+
+
+@lru_cache
+def ledger() -> dict[str, Claim]:
+    """All claims by id, from `data/claims.toml`.
+
+    Raises:
+        InputError: an entry with a missing or an unknown field.
+    """
+    path = repository_root() / "data" / "claims.toml"
+    entries = tomllib.loads(path.read_text(encoding="utf-8"))["claim"]
+    try:
+        claims = [Claim(**entry) for entry in entries]
+    except TypeError as error:
+        raise InputError(f"{path.name} has an entry whose fields are not those of a claim: {error}") from error
+    return {claim.id: claim for claim in claims}
+
+
+def judge(claim_id: str, intervals: Sequence[Interval] | Interval, note: str = "") -> Verdict:
+    """Decide by the interval: reproduced when all of it clears the bar, not reproduced when none does, else partly.
+
+    With several intervals (tasks, operating points) all must be reproduced for "reproduced", and none for "not
+    reproduced".
+
+    Raises:
+        InputError: an unknown claim, or no interval.
+    """
+    claims = ledger()
+    if claim_id not in claims:
+        raise unknown("claim", claim_id, claims)
+    claim = claims[claim_id]
+    found = [intervals] if isinstance(intervals, Interval) else list(intervals)
+    if not found:
+        raise InputError(
+            f"claim {claim_id} needs an interval to be judged by; use not_testable() if there is none"
+        )
+    clears = [interval.low >= claim.bar for interval in found]
+    fails = [interval.high < claim.bar for interval in found]
+    outcome = REPRODUCED if all(clears) else NOT_REPRODUCED if all(fails) else PARTLY
+    return Verdict(claim, outcome, "; ".join(map(str, found)), note)
+
+
+def not_testable(claim_id: str, why: str) -> Verdict:
+    """The verdict on a claim that cannot be tested here, and why."""
+    claims = ledger()
+    if claim_id not in claims:
+        raise unknown("claim", claim_id, claims)
+    return Verdict(claims[claim_id], NOT_TESTABLE, "", why)
+
+
+def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """The claims table of a notebook."""
+    return pd.DataFrame(
+        [
+            {
+                "claim": verdict.claim.id,
+                "what it says": verdict.claim.text,
+                "source": verdict.claim.source,
+                "paper": verdict.claim.paper_number,
+                "our test": verdict.claim.test,
+                "bar": verdict.claim.bar,
+                "ours": verdict.ours,
+                "verdict": verdict.outcome,
+                "note": verdict.note,
+            }
+            for verdict in verdicts
+        ]
+    )

@@ -1,0 +1,55 @@
+"""BERT Loses Patience: Fast and Robust Inference with Early Exit (Zhou, Xu, Ge, McAuley, Xu and Wei, NeurIPS 2020).
+
+Every layer gets an internal classifier, and all of them are trained together with the encoder, deeper ones weighing
+more. A sample leaves when its answer has not changed for t classifiers in a row: patience. That reads agreement rather
+than confidence, so it works for regression too (numbers agree when they are close), and the paper claims that stopping
+early even helps where the last layers "overthink".
+
+    loss   L = sum_j j L_j / sum_j j, L_j cross entropy or squared error                      (section 3.3)
+    rule   cnt_i = cnt_{i-1} + 1 if classifier i agrees with i-1, else 0; leave when cnt_i = t    (section 3.2)
+
+    symbol   variable               meaning
+    n        model.stages           number of internal classifiers
+    L_j      losses[j - 1]          loss of classifier j
+    t        threshold              patience, 1 to n - 1; the earliest exit is t + 1
+    tau      patience(tolerance)    how close two numbers must be to agree
+"""
+
+import torch
+from torch import Tensor
+
+from eeutils.backbone import load_backbone
+from eeutils.batching import Batch
+from eeutils.exits import Answers, MultiExitModel, MultiStageModel, shared_pooler_exits
+from eeutils.method import Method
+from eeutils.rules import patience
+from eeutils.settings import Setting
+from eeutils.training import Phase, answer_loss
+
+
+def build(setting: Setting, classes: int) -> MultiExitModel:
+    """A classifier on every layer; all share one pooler, as in the authors' code."""
+    backbone = load_backbone(setting.backbone)
+    return MultiExitModel(backbone, shared_pooler_exits(backbone, classes, setting.pool))
+
+
+def weighted_loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+    """L = sum_j j L_j / sum_j j: the weighted mean of the classifiers' losses, deeper ones weighing more."""
+    losses = answer_loss(answers.logits, batch.labels).mean(dim=1)
+    weights = torch.arange(1, len(losses) + 1, dtype=losses.dtype, device=losses.device)
+    return (weights * losses).sum() / weights.sum()
+
+
+def phases() -> list[Phase]:
+    """One phase, everything trained together."""
+    return [Phase("joint", weighted_loss)]
+
+
+METHOD = Method(
+    name="pabee",
+    title="PABEE",
+    citation="Zhou et al., BERT Loses Patience: Fast and Robust Inference with Early Exit, NeurIPS 2020",
+    build=build,
+    phases=phases,
+    rules={"patience": patience()},
+)

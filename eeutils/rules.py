@@ -1,0 +1,304 @@
+"""Rules: from what the stages have said so far, how ready is a sample to leave?
+
+A rule is one causal function, `readiness(evidence) -> (S, N)`: its value at stage s may look only at stages up to s. A
+sample leaves at the first stage whose readiness reaches the threshold; the last stage always answers. The same function
+drives the offline sweep (`tradeoff`) and the real runtime (`runtime`), so the two cannot disagree.
+
+Higher readiness always means "leave". Papers that leave below a threshold appear with the sign turned:
+entropy < S is `entropy()` above 1 - S / ln C (see `from_entropy`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eeutils.errors import InputError, unknown
+from eeutils.evidence import Evidence
+
+NEVER = math.inf
+"""The threshold that no readiness reaches: every sample goes to the last stage."""
+
+Readiness = Callable[[Evidence], Float[Tensor, "stages samples"]]
+DIVERGENCES = ("kl", "reverse-kl", "symmetric-kl", "jsd", "mean-entropy")
+AGAINST = ("previous", "mean", "max")
+
+
+def own_logits(evidence: Evidence) -> Float[Tensor, "stages samples classes"]:
+    """The usual answer: each stage's own logits."""
+    return evidence.logits
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How ready a sample is, and what it answers when it leaves.
+
+    Attributes:
+        name: as it stands in figures and tables.
+        readiness: evidence -> (S, N), causal in the stages.
+        low, high: the range in which thresholds make sense.
+        answers: evidence -> (S, N, C), whose largest entry is the answer; the stage's own logits by default.
+        regression: whether the rule means anything when the answer is one number.
+        discrete: whether readiness counts something, so that only whole thresholds differ.
+    """
+
+    name: str
+    readiness: Readiness
+    low: float = 0.0
+    high: float = 1.0
+    answers: Callable[[Evidence], Float[Tensor, "stages samples classes"]] = own_logits
+    regression: bool = False
+    discrete: bool = False
+
+    def named(self, name: str) -> Rule:
+        """The same rule under another name."""
+        return replace(self, name=name)
+
+    def check(self, evidence: Evidence, threshold: float = NEVER) -> None:
+        """Refuse evidence or a threshold that this rule has no meaning for.
+
+        Raises:
+            InputError: regression evidence for a rule on distributions, or a threshold outside [low, high] (NEVER,
+                infinity, is always allowed).
+        """
+        if evidence.regression and not self.regression:
+            raise InputError(
+                f"rule {self.name!r} reads class probabilities and the task is a regression, where one logit is no "
+                "distribution; use patience, fixed or random"
+            )
+        if threshold != NEVER and not self.low <= threshold <= self.high:
+            raise InputError(
+                f"threshold {threshold} is outside the range of rule {self.name!r}, [{self.low:g}, {self.high:g}]; use "
+                "rules.NEVER for a sample that should never leave early"
+            )
+
+
+def _entropy_of(log_p: Float[Tensor, "*shape classes"]) -> Float[Tensor, "*shape"]:
+    # exp(log p) underflows to 0 where log p is very negative, and 0 * finite is 0: no NaN on any logits.
+    return -(log_p.exp() * log_p).sum(dim=-1)
+
+
+def normalised_entropy(evidence: Evidence) -> Float[Tensor, "stages samples"]:
+    """H(p_s) / ln C in [0, 1]: 1 for a uniform distribution."""
+    return (_entropy_of(evidence.log_probabilities) / math.log(evidence.classes)).clamp(0, 1)
+
+
+def entropy() -> Rule:
+    """1 - H(p_s) / ln C (DeeBERT section 3.2 with the threshold turned; FastBERT)."""
+    return Rule("entropy", lambda evidence: 1 - normalised_entropy(evidence))
+
+
+def from_entropy(threshold: float, classes: int) -> float:
+    """DeeBERT's threshold S on the natural-log entropy, as a threshold of `entropy()`: 1 - S / ln C.
+
+    Raises:
+        InputError: S outside [0, ln C], beyond which nothing changes.
+    """
+    if not 0 <= threshold <= math.log(classes) + 1e-9:
+        raise InputError(f"an entropy of {classes} classes lies in [0, {math.log(classes):.4f}]; got {threshold}")
+    return max(0.0, 1 - threshold / math.log(classes))
+
+
+def confidence() -> Rule:
+    """max_c p_s(c) (CascadeBERT; RightTool)."""
+    return Rule("confidence", lambda evidence: evidence.log_probabilities.amax(dim=-1).exp())
+
+
+def margin() -> Rule:
+    """Probability of the best class minus that of the second best."""
+
+    def readiness(evidence: Evidence) -> Tensor:
+        best = evidence.log_probabilities.topk(2, dim=-1).values.exp()
+        return best[..., 0] - best[..., 1]
+
+    return Rule("margin", readiness)
+
+
+def _run_length(agrees: Tensor) -> Tensor:
+    """For booleans (S, N): how many consecutive true values end at each stage."""
+    runs = [agrees[0].long()]
+    for now in agrees[1:]:
+        runs.append((runs[-1] + 1) * now.long())
+    return torch.stack(runs)
+
+
+def patience(tolerance: float = 0.1) -> Rule:
+    """How many consecutive agreements with the stage before end here (PABEE equation 2, per sample).
+
+    Classes agree when they are the same; numbers when they differ by less than `tolerance`, in units of the label
+    (PABEE's README uses 0.1 on STS-B). Patience t leaves at stage t + 1 at the earliest.
+    """
+    if not tolerance > 0:
+        raise InputError(f"tolerance must be above 0, or a regression never leaves early; got {tolerance}")
+
+    def readiness(evidence: Evidence) -> Tensor:
+        said = evidence.predictions
+        first = torch.zeros_like(said[:1], dtype=torch.bool)
+        agrees = (said[1:] - said[:-1]).abs() < tolerance if evidence.regression else said[1:] == said[:-1]
+        return _run_length(torch.cat([first, agrees])).double()
+
+    return Rule("patience", readiness, low=1, high=math.inf, regression=True, discrete=True)
+
+
+def divergence(kind: str = "jsd", against: str = "previous") -> Rule:
+    """Minus the divergence between this stage's distribution and earlier ones (BADGE's divergence-based exiting).
+
+    Args:
+        kind: "kl" is KL(p_{s-1} || p_s), "reverse-kl" KL(p_s || p_{s-1}), "symmetric-kl" their mean, "jsd"
+            Jensen-Shannon; "mean-entropy" is the entropy of the mean distribution, which F-PABEE's code computes in the
+            place of JSD and which also rewards confidence.
+        against: "previous" stage, or the "mean" or "max" over all earlier stages.
+
+    The first stage has nothing to compare with and is never ready. For regression, |y_s - y_j| stands in.
+    """
+    if kind not in DIVERGENCES:
+        raise unknown("divergence", kind, DIVERGENCES)
+    if against not in AGAINST:
+        raise unknown("comparison", against, AGAINST)
+
+    def between(evidence: Evidence, stage: int, earlier: int) -> Tensor:
+        if evidence.regression:
+            return (evidence.logits[stage] - evidence.logits[earlier]).abs()[..., 0].double()
+        log_p = evidence.log_probabilities
+        before, now = log_p[earlier], log_p[stage]
+        middle = torch.logaddexp(before, now) - math.log(2)
+
+        def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+            return (log_a.exp() * (log_a - log_b)).sum(dim=-1).clamp(min=0)
+
+        return {
+            "kl": lambda: kl(before, now),
+            "reverse-kl": lambda: kl(now, before),
+            "symmetric-kl": lambda: (kl(before, now) + kl(now, before)) / 2,
+            "jsd": lambda: (kl(before, middle) + kl(now, middle)) / 2,
+            "mean-entropy": lambda: _entropy_of(middle),
+        }[kind]()
+
+    def readiness(evidence: Evidence) -> Tensor:
+        rows = [torch.full((evidence.samples,), -math.inf, dtype=torch.float64, device=evidence.logits.device)]
+        for stage in range(1, evidence.stages):
+            earlier = range(stage) if against != "previous" else [stage - 1]
+            distances = torch.stack([between(evidence, stage, j) for j in earlier])
+            rows.append(-(distances.amax(dim=0) if against == "max" else distances.mean(dim=0)))
+        return torch.stack(rows)
+
+    suffix = "" if against == "previous" else f", {against} of earlier"
+    return Rule(f"divergence ({kind}{suffix})", readiness, low=-math.inf, high=0.0, regression=True)
+
+
+def sustained(rule: Rule, stages: int) -> Rule:
+    """The least readiness of the last `stages` stages: ready only when it was ready that many times in a row.
+
+    With `entropy()` it is PCEE-BERT's rule, with `divergence()` F-PABEE's and BADGE's with patience. Before that many
+    stages have spoken a sample is never ready.
+    """
+    if stages < 1:
+        raise InputError(f"a rule can be sustained over 1 stage or more; got {stages}")
+
+    def readiness(evidence: Evidence) -> Tensor:
+        inner = rule.readiness(evidence)
+        too_early = torch.full_like(inner[: stages - 1], -math.inf)
+        windows = inner.unfold(0, stages, 1).amin(dim=-1) if evidence.stages >= stages else inner[:0]
+        return torch.cat([too_early, windows])[: evidence.stages]
+
+    return replace(rule, name=f"{rule.name}, {stages} in a row", readiness=readiness)
+
+
+def _votes(evidence: Evidence) -> Float[Tensor, "stages samples classes"]:
+    chosen = torch.nn.functional.one_hot(evidence.predictions, evidence.classes)
+    return chosen.cumsum(dim=0).double()
+
+
+def vote() -> Rule:
+    """The most votes that any class has so far; the answer is the majority (ensemble internal classifiers).
+
+    A tie goes to the current stage's class if it is among the leaders, else to the leader with the largest current
+    probability. v votes leave at stage v at the earliest; patience t never leaves before t + 1 votes do.
+    """
+
+    def answers(evidence: Evidence) -> Tensor:
+        # The current probability is below 1, so it orders ties only.
+        return _votes(evidence) + 0.5 * evidence.log_probabilities.exp()
+
+    return Rule("vote", lambda e: _votes(e).amax(dim=-1), 1, math.inf, answers, discrete=True)
+
+
+def harmonic(rule_a: Rule, rule_b: Rule, weight: float = 1.0) -> Rule:
+    """Weighted harmonic mean of two indicators of doubt, (w + 1) / (w / a + 1 / b) (DE3-BERT's hybrid indicator).
+
+    a and b are 1 minus the readiness of the two rules, which must lie in [0, 1]. One small doubt is enough to leave;
+    weight 0 leaves `rule_b` alone, a large weight `rule_a`.
+    """
+    for rule in (rule_a, rule_b):
+        if (rule.low, rule.high) != (0.0, 1.0):
+            raise InputError(f"harmonic() needs rules whose readiness lies in [0, 1]; {rule.name!r} does not")
+    if not 0 <= weight < math.inf:
+        raise InputError(f"weight must be a finite number of 0 or more; got {weight}")
+
+    def readiness(evidence: Evidence) -> Tensor:
+        a, b = (1 - rule.readiness(evidence).double() for rule in (rule_a, rule_b))
+        if weight == 0:  # then a does not count, not even where it is 0
+            return 1 - b
+        # (w + 1) a b / (w b + a) is the same mean without dividing by a doubt of 0; both 0 means no doubt.
+        bottom = weight * b + a
+        return 1 - torch.where(bottom > 0, (weight + 1) * a * b / bottom.clamp(min=1e-300), torch.zeros_like(a))
+
+    return Rule(f"harmonic({rule_a.name}, {rule_b.name})", readiness)
+
+
+def policy() -> Rule:
+    """The policy network's probability to leave, from the extra "policy" (S, N) (ConsistentEE section 3)."""
+
+    def readiness(evidence: Evidence) -> Tensor:
+        if "policy" not in evidence.extras:
+            raise InputError(
+                "rule 'policy' needs evidence with the extra 'policy'; record it from a ConsistentEE model"
+            )
+        return evidence.extras["policy"].double()
+
+    return Rule("policy", readiness, regression=True)
+
+
+def fixed(stage: int) -> Rule:
+    """Everybody leaves at stage `stage` (from 1): the baseline that every dynamic rule must beat."""
+    if stage < 1:
+        raise InputError(f"stages are counted from 1; got {stage}")
+
+    def readiness(evidence: Evidence) -> Tensor:
+        reached = torch.arange(1, evidence.stages + 1, device=evidence.logits.device) >= stage
+        return reached.double()[:, None].expand(evidence.stages, evidence.samples)
+
+    return Rule(f"fixed exit {stage}", readiness, low=1, high=1, regression=True)
+
+
+def random(seed: int = 0) -> Rule:
+    """A coin that knows nothing: uniform in [0, 1), a function of seed, sample id and stage alone."""
+
+    def readiness(evidence: Evidence) -> Tensor:
+        stage = torch.arange(evidence.stages, device=evidence.logits.device)[:, None]
+        mixed = evidence.ids[None, :] * 1_000_003 + stage * 7_919 + seed * 104_729 + 1
+        # A multiplicative hash (xorshift-multiply) in 64-bit integers, which wrap around by definition.
+        for shift, factor in ((33, -49_064_778_989_728_563), (29, -4_265_267_296_055_464_877), (32, 1)):
+            mixed = (mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))) * factor
+        return (mixed & ((1 << 53) - 1)).double() / (1 << 53)
+
+    return Rule("random", readiness, regression=True)
+
+
+def oracle() -> Rule:
+    """Leave at the first stage that is right: headroom that needs the labels, never a bound for a real rule.
+
+    A sample that no stage gets right goes to the last stage.
+    """
+
+    def readiness(evidence: Evidence) -> Tensor:
+        if evidence.labels is None:
+            raise InputError("rule 'oracle' needs labels, and this evidence has none; it cannot drive a runtime")
+        return (evidence.predictions == evidence.labels).double()
+
+    return Rule("oracle", readiness, low=1, high=1)

@@ -1,0 +1,264 @@
+"""One directory per run: load it if it is there, else train it.
+
+A run is found again by everything that decides its result: method, options, setting, data, the code that trains it (its
+docstrings and comments aside), and the run it started from. So a changed method trains again, a changed plot does not,
+and notebooks that need the same model share it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property, lru_cache, partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import PartialState
+from filelock import FileLock
+from safetensors.torch import load_model, save_model
+
+from eeutils import backbone, batching, cost, evidence, exits, metrics, readers, tasks, training
+from eeutils.backbone import load_tokenizer
+from eeutils.batching import Samples, encode_split
+from eeutils.errors import InputError
+from eeutils.evidence import Evidence, record
+from eeutils.exits import MultiStageModel
+from eeutils.files import atomic_write, repository_root
+from eeutils.method import Method
+from eeutils.settings import Setting
+from eeutils.specs import spec_of
+from eeutils.tasks import Task, load_task
+from eeutils.tradeoff import Metric
+
+log = logging.getLogger(__name__)
+
+_CODE = (readers, tasks, metrics, backbone, batching, cost, evidence, exits, training)
+SPLITS = ("dev", "test")
+
+
+def runs_dir() -> Path:
+    """Where runs are kept: `$EEUTILS_RUNS`, or `runs/` in the repository."""
+    return Path(os.environ.get("EEUTILS_RUNS", repository_root() / "runs"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and what it said, read from disk when asked for."""
+
+    directory: Path
+    method: Method
+    setting: Setting
+    options: dict[str, Any]
+
+    @cached_property
+    def dev(self) -> Evidence:
+        """Evidence on dev: for choosing thresholds."""
+        return Evidence.load(self.directory / "evidence-dev.safetensors")
+
+    @cached_property
+    def test(self) -> Evidence:
+        """Evidence on test: for reporting."""
+        return Evidence.load(self.directory / "evidence-test.safetensors")
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per phase and epoch, as `training.fit` returns it."""
+        return pd.read_csv(self.directory / "history.csv")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What decided this run: method, options, setting, data and code fingerprints."""
+        return json.loads((self.directory / "config.json").read_text())
+
+    @property
+    def metric(self) -> Metric:
+        """The task's headline metric."""
+        return metric_of(self.setting.task)
+
+    def samples(self, split: str) -> Samples:
+        """A split of this run's task, tokenised as the model saw it."""
+        return samples_of(self.setting, split)
+
+    def model(self) -> MultiStageModel:
+        """The trained model, in evaluation mode."""
+        model = self.method.build(self.setting, classes_of(self.setting), **self.options)
+        load_model(model, self.directory / "model.safetensors")
+        return model.eval()
+
+    def evidence_on(self, task: str, split: str = "test") -> Evidence:
+        """Evidence on a split of ANOTHER task with the same classes: does what was learned here hold there?"""
+        name = f"evidence-{Path(task).name}-{split}.safetensors"
+        if not (self.directory / name).exists():
+            elsewhere = encode_split(
+                load_tokenizer(self.setting.backbone), _split(task, split), self.setting.max_length
+            )
+            record(self.model(), elsewhere, progress=True).save(self.directory / name)
+        return Evidence.load(self.directory / name)
+
+
+def load_or_train(method: Method, setting: Setting, *, progress: bool = True, **options: Any) -> Run:
+    """The run of a method in a setting: loaded in milliseconds when it is there, else trained, resuming what was begun.
+
+    Two processes that want the same run do the work once. Under `accelerate launch` all processes train together and
+    the first one writes.
+
+    Raises:
+        InputError: an unknown option, and whatever data, backbone and training refuse.
+    """
+    options = method.with_options(**options)
+    config = _config(method, setting, options)
+    key = _hash(config)
+    # Every option that differs from the default shows in the name, so that a person finds the run, too.
+    changed = "".join(f"-{name}={options[name]}" for name in options if options[name] != method.options[name])
+    directory = runs_dir() / f"{method.name}{changed}-{Path(setting.task).name}-seed{setting.seed}-{key[:10]}"
+    run = Run(directory, method, setting, options)
+    if directory.exists():
+        return run
+    parent = None
+    if method.starts_from is not None:
+        parent = load_or_train(method.starts_from, setting, progress=progress)
+    runs_dir().mkdir(parents=True, exist_ok=True)
+    state = PartialState()
+    if state.num_processes > 1:
+        _train(run, config, parent, progress)
+    else:
+        with FileLock(runs_dir() / f".lock-{key[:10]}"):
+            if not directory.exists():
+                _train(run, config, parent, progress)
+    return run
+
+
+def _train(run: Run, config: dict[str, Any], parent: Run | None, progress: bool) -> None:
+    method, setting, state = run.method, run.setting, PartialState()
+    work = runs_dir() / f".work-{_hash(config)[:10]}"
+    training.set_seed(setting.seed)
+    model = method.build(setting, classes_of(setting), **run.options)
+    if parent is not None:
+        _load_into(model, parent.directory / "model.safetensors")
+    log.info("training %s on %s, seed %s", method.name, setting.task, setting.seed)
+    history = training.fit(
+        model,
+        method.phases(**run.options),
+        run.samples("train"),
+        run.samples("dev"),
+        run.metric,
+        setting,
+        work,
+        progress=progress,
+    )
+    if state.is_main_process:
+        with atomic_write(run.directory) as partial_directory:
+            partial_directory.mkdir()
+            save_model(model, str(partial_directory / "model.safetensors"))
+            for split in SPLITS:
+                recorded = record(model, run.samples(split), progress=progress)
+                recorded.save(partial_directory / f"evidence-{split}.safetensors")
+            history.to_csv(partial_directory / "history.csv", index=False)
+            (partial_directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            (partial_directory / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        training.remove_checkpoints(work)
+    state.wait_for_everyone()
+
+
+@lru_cache(maxsize=32)
+def task_of(name: str, train_size: int | None, test_size: int | None) -> Task:
+    """A task's splits, read once per process."""
+    return load_task(name, train_size=train_size, test_size=test_size)
+
+
+@lru_cache(maxsize=32)
+def samples_of(setting: Setting, split: str) -> Samples:
+    """A split of a setting's task, tokenised for its backbone."""
+    task = task_of(setting.task, setting.train_size, setting.test_size)
+    return encode_split(load_tokenizer(setting.backbone), getattr(task, split), setting.max_length)
+
+
+def _split(name: str, split: str):
+    return getattr(task_of(name, None, None), split)
+
+
+def classes_of(setting: Setting) -> int:
+    """C: the number of classes of a setting's task, 1 for regression."""
+    return len(spec_of(setting.task).class_names) or 1
+
+
+def metric_of(task: str) -> Metric:
+    """The headline metric of a task, (predictions, labels) -> score."""
+    return partial(metrics.headline, spec_of(task))
+
+
+def environment() -> dict[str, Any]:
+    """What a result was made with: versions, processor, threads, device, commit, time."""
+    packages = ("torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "scikit-learn", "eeutils")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def commit() -> str:
+    """The git commit of the repository, with "+changes" when files differ from it; "unknown" outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(repository_root()), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD")[:12] + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _load_into(model: MultiStageModel, weights: Path) -> None:
+    """Load another method's weights where the names agree; all of them must find a place."""
+    missing, unexpected = load_model(model, weights, strict=False)
+    if unexpected:
+        raise InputError(f"{weights} holds weights that this model has no place for, such as {sorted(unexpected)[0]}")
+    log.debug("%d tensors are new", len(missing))
+
+
+def _config(method: Method, setting: Setting, options: dict[str, Any]) -> dict[str, Any]:
+    parent = method.starts_from
+    return {
+        "method": method.name,
+        "options": options,
+        "setting": setting.to_dict(),
+        "data": task_of(setting.task, setting.train_size, setting.test_size).fingerprint,
+        "code": _code_fingerprint(method),
+        "starts_from": _hash(_config(parent, setting, parent.with_options())) if parent else None,
+    }
+
+
+def _code_fingerprint(method: Method) -> str:
+    modules = [*_CODE, sys.modules[method.build.__module__]]
+    return _hash([_without_prose(inspect.getsource(module)) for module in modules])
+
+
+def _without_prose(source: str) -> str:
+    """A module's syntax tree without docstrings (comments are never in it)."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,326 @@
+"""One training loop for every method: phases, each an objective and the parameters it trains.
+
+Runs under Accelerate: one process or several, CPU or GPU, any precision that `accelerate launch` sets. Batches hold
+samples of like length. An interrupted run goes on where it stopped, within an epoch too, and ends with the same weights
+as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import get_linear_schedule_with_warmup
+
+from eeutils.batching import Batch, LengthBuckets, Samples
+from eeutils.errors import InputError
+from eeutils.evidence import Evidence, record
+from eeutils.exits import Answers, MultiStageModel
+from eeutils.files import atomic_write, explain_full_disk
+from eeutils.settings import Setting
+from eeutils.tradeoff import Metric, fixed_exits
+
+Objective = Callable[[MultiStageModel, Answers, Batch], Tensor]
+
+
+def mean_stage_score(evidence: Evidence, metric: Metric) -> float:
+    """The default for choosing the best epoch: the mean score over all stages, since any of them may have to answer."""
+    return float(fixed_exits(evidence, metric).score.mean())
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stage of training.
+
+    Attributes:
+        name: as in the history.
+        objective: (model, answers of all stages, batch) -> loss to minimise.
+        trains: model -> the modules whose parameters are trained, by default all. What is frozen runs in evaluation
+            mode (no dropout) and is left out of gradient clipping.
+        epochs, learning_rate: the setting's, unless given.
+        monitor: (dev evidence, metric) -> the number whose best epoch is kept.
+    """
+
+    name: str
+    objective: Objective
+    trains: Callable[[MultiStageModel], list[nn.Module]] = lambda model: [model]
+    epochs: int | None = None
+    learning_rate: float | None = None
+    monitor: Callable[[Evidence, Metric], float] = mean_stage_score
+
+
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Each sample's loss at each stage, (S, B): cross entropy, or squared error for regression (C = 1)."""
+    stages, samples, classes = logits.shape
+    if classes == 1:
+        return (logits[..., 0] - labels.to(logits.dtype)).square()
+    repeated = labels.expand(stages, samples).reshape(-1)
+    return nn.functional.cross_entropy(logits.reshape(-1, classes), repeated, reduction="none").view(stages, samples)
+
+
+@dataclass
+class _Position:
+    """Where a run stands: the next step to take, and what was found so far."""
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+    best: float | None = None
+    best_epoch: int = -1
+    history: list[dict[str, Any]] | None = None
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+
+
+def fit(
+    model: MultiStageModel,
+    phases: list[Phase],
+    train: Samples,
+    dev: Samples,
+    metric: Metric,
+    setting: Setting,
+    directory: Path,
+    *,
+    progress: bool = True,
+    checkpoint_seconds: float = 60.0,
+) -> pd.DataFrame:
+    """Train a model in place through its phases.
+
+    Args:
+        model: trained in place; on return it holds the best epoch's weights of the last phase.
+        phases: run in order; each keeps the weights of its epoch with the best `monitor` on dev.
+        train, dev: tokenised samples with labels.
+        metric: (predictions, labels) -> score.
+        setting: batch size, learning rate, epochs, seed and so on.
+        directory: for checkpoints; the same directory resumes an interrupted run.
+        checkpoint_seconds: at most that much training is lost when a run is killed; 0 saves after every step.
+
+    Returns:
+        One row per phase and epoch: phase, epoch, loss, score (the monitor), exit_1 .. exit_S (dev scores), seconds,
+        samples_per_second, best.
+
+    Raises:
+        InputError: no samples, no labels, or a loss that is not finite.
+    """
+    if len(train) == 0 or train.labels is None or dev.labels is None:
+        raise InputError("training needs at least one sample, and labels for train and dev")
+    accelerator = Accelerator(
+        dataloader_config=DataLoaderConfiguration(split_batches=True), step_scheduler_with_optimizer=False
+    )
+    if setting.batch_size % accelerator.num_processes:
+        raise InputError(
+            f"batch_size {setting.batch_size} cannot be shared by {accelerator.num_processes} processes; "
+            "choose a multiple"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    checkpoints = _Checkpoints(directory, accelerator)
+    position = checkpoints.position() or _Position(history=[])
+    model.to(accelerator.device)
+    while position.phase < len(phases):
+        _run_phase(
+            model, phases, position, train, dev, metric, setting, accelerator, checkpoints, progress, checkpoint_seconds
+        )
+        checkpoints.load_best(model, position.phase)
+        position.phase, position.epoch, position.best, position.best_epoch = position.phase + 1, 0, None, -1
+    model.requires_grad_(True).eval()
+    return pd.DataFrame(position.history)
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Delete what `fit` kept for resuming, once the result is safe."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _run_phase(
+    model: MultiStageModel,
+    phases: list[Phase],
+    position: _Position,
+    train: Samples,
+    dev: Samples,
+    metric: Metric,
+    setting: Setting,
+    accelerator: Accelerator,
+    checkpoints: _Checkpoints,
+    progress: bool,
+    checkpoint_seconds: float,
+) -> None:
+    phase = phases[position.phase]
+    epochs = phase.epochs or setting.epochs
+    if position.epoch == position.step == 0:
+        set_seed(1000 * setting.seed + position.phase)
+    model.requires_grad_(False)
+    for module in phase.trains(model):
+        module.requires_grad_(True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise InputError(f"phase {phase.name!r} trains no parameter; check its `trains`")
+
+    sampler = LengthBuckets(train.lengths, setting.batch_size, seed=1000 * setting.seed + position.phase)
+    # A generator of its own: else making the iterator would move the global one, and a resumed run would differ.
+    loader = DataLoader(
+        range(len(train)), batch_sampler=sampler, collate_fn=train.batch, generator=torch.Generator().manual_seed(0)
+    )
+    optimizer = torch.optim.AdamW(
+        _decay_groups(model, setting.weight_decay), lr=phase.learning_rate or setting.learning_rate, eps=1e-8
+    )
+    steps = len(sampler)
+    schedule = get_linear_schedule_with_warmup(optimizer, int(setting.warmup * steps * epochs), steps * epochs)
+    wrapped, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    checkpoints.restore(position)
+
+    bar = tqdm(
+        total=steps * epochs,
+        initial=position.epoch * steps + position.step,
+        desc=phase.name,
+        disable=not (progress and accelerator.is_main_process),
+        unit="step",
+        leave=False,
+        delay=2,
+    )
+    last_saved = time.monotonic()
+    with bar:
+        while position.epoch < epochs:
+            sampler.start(position.epoch, position.step)
+            _train_mode(model)
+            started = time.monotonic() - position.seconds
+            for batch in loader:
+                with accelerator.autocast():
+                    answers = wrapped(*batch.inputs)
+                    loss = phase.objective(model, Answers(answers.logits.float(), answers.extras), batch)
+                if not torch.isfinite(loss):
+                    raise InputError(
+                        f"the loss of phase {phase.name!r} became {loss.item()} in epoch {position.epoch + 1}; lower "
+                        "learning_rate or check the objective"
+                    )
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(trained, setting.gradient_clip)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                position.step += 1
+                position.loss_sum += loss.item()
+                position.seconds = time.monotonic() - started
+                bar.update()
+                if time.monotonic() - last_saved >= checkpoint_seconds:
+                    checkpoints.save(position)
+                    last_saved = time.monotonic()
+            evidence = record(model, dev)
+            score = phase.monitor(evidence, metric)
+            better = position.best is None or score > position.best
+            position.history.append(_row(phase, position, steps, len(train), score, evidence, metric))
+            if better:
+                position.best, position.best_epoch = score, position.epoch
+                checkpoints.save_best(model, position.phase)
+            position.epoch, position.step, position.seconds, position.loss_sum = position.epoch + 1, 0, 0.0, 0.0
+            bar.set_postfix(dev=f"{score:.3f}")
+            if position.epoch - 1 - position.best_epoch >= setting.early_stopping:
+                break
+            if position.epoch < epochs:
+                checkpoints.save(position)
+                last_saved = time.monotonic()
+    for row in position.history:
+        if row["phase"] == phase.name:
+            row["best"] = row["epoch"] == position.best_epoch + 1
+    accelerator.free_memory()
+
+
+def _row(
+    phase: Phase, position: _Position, steps: int, samples: int, score: float, evidence: Evidence, metric: Metric
+) -> dict[str, Any]:
+    stages = fixed_exits(evidence, metric).score
+    return {
+        "phase": phase.name,
+        "epoch": position.epoch + 1,
+        "loss": position.loss_sum / steps,
+        "score": score,
+        **{f"exit_{stage + 1}": value for stage, value in enumerate(stages)},
+        "seconds": position.seconds,
+        "samples_per_second": samples / position.seconds,
+    }
+
+
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices only, not on biases and layer norms."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+    vectors = [parameter for parameter in parameters if parameter.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _train_mode(model: nn.Module) -> None:
+    """Training mode for what is trained; a module all of whose parameters are frozen stays in evaluation mode."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+class _Checkpoints:
+    """Checkpoints of one run: `step-*` folders, complete once `position.json` stands in them."""
+
+    def __init__(self, directory: Path, accelerator: Accelerator) -> None:
+        self.directory, self.accelerator = directory, accelerator
+
+    def _complete(self) -> Iterator[Path]:
+        for folder in sorted(self.directory.glob("step-*"), key=lambda path: int(path.name[5:]), reverse=True):
+            if (folder / "position.json").exists():
+                yield folder
+
+    def position(self) -> _Position | None:
+        """Where the newest complete checkpoint stands."""
+        folder = next(self._complete(), None)
+        return _Position(**json.loads((folder / "position.json").read_text())) if folder else None
+
+    def restore(self, position: _Position) -> None:
+        """Weights, optimizer, schedule and random states, if `position` came from a checkpoint."""
+        folder = next(self._complete(), None)
+        if folder and (position.epoch or position.step):
+            self.accelerator.load_state(str(folder))
+
+    def save(self, position: _Position) -> None:
+        """A new checkpoint beside the old one; the old one goes once the new one is complete."""
+        known = list(self._complete())
+        number = int(known[0].name[5:]) + 1 if known else 1
+        folder = self.directory / f"step-{number}"
+        self.accelerator.wait_for_everyone()
+        with explain_full_disk(folder):
+            if self.accelerator.is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(folder), safe_serialization=False)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                with atomic_write(folder / "position.json") as partial:
+                    partial.write_text(json.dumps(vars(position)))
+                for old in known:
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _best(self, phase: int) -> Path:
+        return self.directory / f"best-{phase}.safetensors"
+
+    def save_best(self, model: nn.Module, phase: int) -> None:
+        """The weights of the best epoch so far."""
+        if self.accelerator.is_main_process:
+            with atomic_write(self._best(phase)) as partial:
+                save_model(model, str(partial))
+        self.accelerator.wait_for_everyone()
+
+    def load_best(self, model: nn.Module, phase: int) -> None:
+        """The weights of the phase's best epoch."""
+        load_model(model, self._best(phase), device=str(self.accelerator.device))
