@@ -161,11 +161,9 @@ def divergence(kind: str = "jsd", against: str = "previous") -> Rule:
     if against not in AGAINST:
         raise unknown("comparison", against, AGAINST)
 
-    def between(evidence: Evidence, stage: int, earlier: int) -> Tensor:
-        if evidence.regression:
-            return (evidence.logits[stage] - evidence.logits[earlier]).abs()[..., 0].double()
-        log_p = evidence.log_probabilities
-        before, now = log_p[earlier], log_p[stage]
+    def between(before: Tensor, now: Tensor) -> Tensor:
+        if now.shape[-1] == 1:
+            return (now - before).abs()[..., 0]
         middle = torch.logaddexp(before, now) - math.log(2)
 
         def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
@@ -181,9 +179,10 @@ def divergence(kind: str = "jsd", against: str = "previous") -> Rule:
 
     def readiness(evidence: Evidence) -> Tensor:
         rows = [torch.full((evidence.samples,), -math.inf, dtype=torch.float64, device=evidence.logits.device)]
+        said = evidence.logits.double() if evidence.regression else evidence.log_probabilities
         for stage in range(1, evidence.stages):
             earlier = range(stage) if against != "previous" else [stage - 1]
-            distances = torch.stack([between(evidence, stage, j) for j in earlier])
+            distances = torch.stack([between(said[j], said[stage]) for j in earlier])
             rows.append(-(distances.amax(dim=0) if against == "max" else distances.mean(dim=0)))
         return torch.stack(rows)
 

@@ -174,7 +174,10 @@ def _run_phase(
         range(len(train)), batch_sampler=sampler, collate_fn=train.batch, generator=torch.Generator().manual_seed(0)
     )
     optimizer = torch.optim.AdamW(
-        _decay_groups(model, setting.weight_decay), lr=phase.learning_rate or setting.learning_rate, eps=1e-8
+        _decay_groups(model, setting.weight_decay),
+        lr=phase.learning_rate or setting.learning_rate,
+        eps=1e-8,
+        fused=True,  # on two cores the plain loop over tensors costs a tenth of a step
     )
     steps = len(sampler)
     schedule = get_linear_schedule_with_warmup(optimizer, int(setting.warmup * steps * epochs), steps * epochs)
