@@ -13,6 +13,7 @@ A notebook gets its settings as parameters and writes what should outlast it to 
 import argparse
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -177,11 +178,19 @@ def read_parameters(notebook: Path, given: Mapping[str, object]) -> dict[str, ob
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Take out what differs from run to run or machine to machine: timings, paths in metadata, progress bars."""
+    """Take out what differs from run to run or machine to machine: timings, paths, given parameters, progress bars."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
+    # What papermill adds for `save_to` is no part of the notebook.
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for count, cell in enumerate(code, start=1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = count
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
@@ -267,11 +276,22 @@ def main(arguments: list[str] | None = None) -> None:
             run_notebook(options.notebook, options.output, dict(options.parameters), check=not options.unchecked)
         elif options.command == "in-place":
             for notebook in options.notebooks:
-                run_notebook(notebook, notebook, {}, for_commit=True)
+                _run_in_place(notebook)
         else:
             collect(options.folder)
     except (InputError, NotebookError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def _run_in_place(notebook: Path) -> None:
+    """Execute a notebook where it lies, and put what it keeps where README and readers look for it."""
+    root = notebook.resolve().parent.parent
+    with TemporaryDirectory() as saved:
+        run_notebook(notebook, notebook, {"save_to": saved}, for_commit=True)
+        for kept, home in (("figures", root / "figures"), ("results", root / "data" / "results")):
+            for file in sorted((Path(saved) / kept).glob("*")):
+                with atomic_write(home / file.name) as partial:
+                    shutil.copyfile(file, partial)
 
 
 def _words(value: object) -> tuple[str, ...]:

@@ -26,6 +26,10 @@ class Batch(NamedTuple):
     labels: Tensor | None
     ids: Int[Tensor, " batch"]
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return Batch(*(None if part is None else part.to(device) for part in self))
+
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """What a model's forward takes."""
@@ -141,13 +145,20 @@ class LengthBuckets(Sampler[list[int]]):
 
     The samples are shuffled, cut into pools of `pool` batches, sorted by length within a pool, and the batches of all
     pools are shuffled: nearly no padding, and still another composition every epoch. The order depends on `seed` and
-    the epoch alone, so an interrupted epoch can be taken up where it stopped.
+    the epoch alone, so an interrupted epoch can be taken up where it stopped. With `share` (k, n) the sampler gives the
+    k-th of n processes (from 0) its part of each batch. No part is empty: where a last batch has fewer samples than
+    there are processes, one of them is repeated.
     """
 
-    drop_last = False
-
-    def __init__(self, lengths: Int[Tensor, " samples"], batch_size: int, seed: int, pool: int = 50) -> None:
-        self.lengths, self.batch_size, self.seed, self.pool = lengths, batch_size, seed, pool
+    def __init__(
+        self,
+        lengths: Int[Tensor, " samples"],
+        batch_size: int,
+        seed: int,
+        pool: int = 50,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.lengths, self.batch_size, self.seed, self.pool, self.share = lengths, batch_size, seed, pool, share
         self.epoch = self.first = 0
 
     def start(self, epoch: int, batch: int = 0) -> None:
@@ -164,7 +175,9 @@ class LengthBuckets(Sampler[list[int]]):
         by_length = torch.cat([rows[self.lengths[rows].argsort(stable=True)] for rows in pools])
         found = by_length.split(self.batch_size)
         for place in torch.randperm(len(found), generator=generator).tolist()[self.first :]:
-            yield found[place].tolist()
+            number, processes = self.share
+            rows = found[place].tolist()
+            yield rows[number::processes] or rows[:1]
 
 
 def batches(samples: Samples, batch_size: int, progress: str | None = None) -> Iterator[tuple[Tensor, Batch]]:

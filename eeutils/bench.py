@@ -1,9 +1,9 @@
 """What the shared parts gain and cost, measured: `make bench`, or `python -m eeutils.bench`.
 
 Every speed is a ratio within one run. What is compared takes turns, batch by batch, so that other load on the machine
-hits all sides alike; a round goes through all batches once, and the median ratio over the rounds counts. The model is
-all-MiniLM-L6-v2 in shape with an exit on every layer as PABEE has them, and weights at random: time and memory do not
-depend on what was learned.
+hits all sides alike; a round goes through all batches once, and the median ratio over the rounds counts. The model has
+the shape of all-MiniLM-L6-v2, an exit on every layer as in PABEE, and random weights: time and memory do not depend on
+what was learned.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,9 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, BertConfig
+from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedConfig
 
-from eeutils.backbone import Backbone, Hidden, default_pool, resolve
+from eeutils.backbone import Backbone, Hidden, resolve
 from eeutils.batching import Batch, LengthBuckets, Samples, batches
 from eeutils.evidence import Evidence, record
 from eeutils.exits import ExitState, MultiExitModel, shared_pooler_exits
@@ -35,9 +34,10 @@ from eeutils.files import atomic_write, repository_root
 from eeutils.papers import pabee
 from eeutils.rules import NEVER, Rule, confidence, entropy
 from eeutils.runs import environment, metric_of, samples_of
-from eeutils.runtime import Runtime
+from eeutils.runtime import Runtime, wait_for
 from eeutils.settings import Setting
 from eeutils.tradeoff import sweep
+from eeutils.training import best_device
 
 OUTPUT = repository_root() / "data" / "results" / "bench.csv"
 COLUMNS = ("what", "value", "unit", "target", "met", "note", "commit", "device", "threads", "torch")
@@ -56,7 +56,8 @@ class Size:
     """How much is measured.
 
     Attributes:
-        rounds: how often everything is gone through; the median counts.
+        rounds: how often training and the sweep are gone through; the median counts.
+        runtime_rounds: the same for the runtime, whose differences are smaller.
         train_batches: of 32 sentences, spread over all lengths that an epoch has.
         padded_batches: of 32 sentences padded to 128, all of which cost the same.
         sweep_samples: sentences of the sweep and of its re-runs.
@@ -64,14 +65,23 @@ class Size:
     """
 
     rounds: int
+    runtime_rounds: int
     train_batches: int
     padded_batches: int
     sweep_samples: int
     runtime_samples: Mapping[int, int]
 
 
-FULL = Size(5, 12, 3, 200, {1: 150, 8: 400, 32: 640, 64: 640})
-QUICK = Size(2, 3, 1, 24, {1: 12, 8: 24, 32: 64, 64: 64})
+FULL = Size(3, 5, 12, 3, 160, {1: 150, 8: 256, 32: 320, 64: 320})
+QUICK = Size(2, 2, 3, 1, 24, {1: 12, 8: 24, 32: 64, 64: 64})
+
+SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "minilm-l6": lambda: AutoConfig.from_pretrained(resolve("minilm-l6")),
+    "tiny": lambda: BertConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64
+    ),
+}
+"""The encoders that are measured: the default one, and one for a quick look."""
 
 
 @dataclass(frozen=True)
@@ -96,38 +106,33 @@ class Row:
 def measure(quick: bool = False) -> pd.DataFrame:
     """The whole table, of `COLUMNS`. `quick` runs in seconds, on a tiny encoder and random token ids: its figures mean
     nothing."""
-    size, train, test = (QUICK, *_random_samples()) if quick else (FULL, *_movie_samples())
+    shape, size = ("tiny", QUICK) if quick else ("minilm-l6", FULL)
+    train, test = _random_samples() if quick else _movie_samples()
     # Memory first: its processes start from a parent that is still small.
-    memory = peak_memory(train, test, quick)
-    model = build(quick).to(_device())
+    memory = peak_memory(shape, train, test)
+    model = build(shape)
     rows = [*training_speed(model, train, size), *sweep_speed(model, test, size), *runtime_speed(model, test, size)]
     machine = environment()
     where = {name: machine[name] for name in ("commit", "device", "threads")} | {"torch": machine["packages"]["torch"]}
     return pd.DataFrame([{**vars(row), "met": row.met, **where} for row in [*rows, *memory]])[list(COLUMNS)]
 
 
-def build(quick: bool = False) -> MultiExitModel:
-    """The model that is measured: PABEE's, in the shape of the default backbone (or tiny), with random weights."""
-    name = Setting().backbone
-    if quick:
-        config = BertConfig(
-            vocab_size=100, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64
-        )
-    else:
-        config = AutoConfig.from_pretrained(resolve(name))
-    backbone = Backbone(AutoModel.from_config(config))
-    return MultiExitModel(backbone, shared_pooler_exits(backbone, 2, default_pool(name)))
+def build(shape: str) -> MultiExitModel:
+    """The model that is measured, of one of `SHAPES`: PABEE's exits on all layers, random weights."""
+    backbone = Backbone(AutoModel.from_config(SHAPES[shape]()))
+    return MultiExitModel(backbone, shared_pooler_exits(backbone, 2, "mean")).to(_device()).eval()
 
 
 def training_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[Row]:
     """Sentences a second of a training step on batches of like length, against two other ways to pad."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = _optimizer(model)
+    counts = {"buckets": size.train_batches, "dynamic": size.train_batches, "padded": size.padded_batches}
     tracks = {
-        way: [partial(train_step, model, optimizer, batch) for batch in _train_batches(samples, way, size)]
-        for way in ("buckets", "dynamic", "padded")
+        way: [partial(train_step, model, optimizer, batch) for batch in _train_batches(samples, way, count)]
+        for way, count in counts.items()
     }
     seconds = race(tracks, size.rounds, "training")
-    speed = {way: Setting().batch_size * len(tracks[way]) / seconds[way] for way in tracks}
+    speed = {way: Setting().batch_size / seconds[way] for way in tracks}
     model.zero_grad()
     model.eval()
     return [
@@ -154,7 +159,8 @@ def sweep_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[Row
     """A trade-off curve from one recorded pass, recording included, against one run of the runtime per threshold."""
     samples = _first(samples, size.sweep_samples)
     rule, metric = entropy(), metric_of("movie")
-    thresholds = _spread_thresholds(record(model, samples), rule)
+    evidence = record(model, samples)
+    thresholds = _spread_thresholds(evidence, rule)
 
     def curve() -> None:
         sweep(record(model, samples), rule, metric, thresholds)
@@ -163,44 +169,44 @@ def sweep_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[Row
         Runtime(model, rule, threshold)(samples, batch_size=batch_size)
 
     tracks = {
-        "sweep": [curve],
-        "one by one": [partial(rerun, threshold, 1) for threshold in thresholds],
-        "batches": [partial(rerun, threshold, 64) for threshold in thresholds],
-        "all layers": [partial(rerun, NEVER, 1)],
+        "sweep": [curve] * 4,
+        "early, batch 1": [partial(rerun, threshold, 1) for threshold in thresholds],
+        "early, batch 64": [partial(rerun, threshold, 64) for threshold in thresholds],
+        "all layers, batch 1": [partial(rerun, NEVER, 1)] * 2,
     }
     seconds = race(tracks, size.rounds, "sweep")
+    mean_layers = sweep(evidence, rule, metric, thresholds).layers.mean()
+    depth = model.reference_layers
+    about = f"{len(samples)} sentences, one sweep {np.median(seconds['sweep']):.2f} s"
+    stops = f"{about}; the runs stop after {mean_layers:.1f} of {depth} layers"
+    # Even if sweeping took no time at all, recording runs all layers once.
+    bound = f"{stops}, so that at equal speed {THRESHOLDS * mean_layers / depth:.1f} is the most there is"
     what = f"sweep of {THRESHOLDS} thresholds, recording included, against {THRESHOLDS} runs"
-    once = f"one sweep {np.median(seconds['sweep']):.2f} s, {len(samples)} sentences"
     return [
-        _row(
-            f"{what} that exit early, batch 1 as the papers' codes",
-            seconds["one by one"] / seconds["sweep"],
-            ">= 15",
-            once,
-        ),
-        _row(f"{what} that exit early, batch 64", seconds["batches"] / seconds["sweep"], ">= 15", once),
-        _row(f"{what} of all layers, batch 1", THRESHOLDS * seconds["all layers"] / seconds["sweep"], "", once),
+        _row(f"{what} {how}", THRESHOLDS * seconds[track] / seconds["sweep"], target, note)
+        for how, track, target, note in (
+            ("that exit early, batch 1 as the papers' codes", "early, batch 1", ">= 15", stops),
+            ("that exit early, batch 64 as the recording", "early, batch 64", ">= 15", bound),
+            ("of all layers, batch 1", "all layers, batch 1", "", about),
+        )
     ]
 
 
 def runtime_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[Row]:
     """The runtime against the plain model: how much of the layers saved is time saved, and what it costs if none is."""
     realised, overhead = [], []
+    early, never = Runtime(model, spread(), 1.0), Runtime(model, confidence(), NEVER)
     for batch_size, count in size.runtime_samples.items():
         ready = [batch for _, batch in batches(_first(samples, count), batch_size)]
-        early, never = Runtime(model, spread(), 1.0), Runtime(model, confidence(), NEVER)
-        seconds = race(
-            {
-                "plain": [partial(plain, model, batch) for batch in ready],
-                "early": [partial(early.run, batch) for batch in ready],
-                "never": [partial(never.run, batch) for batch in ready],
-            },
-            size.rounds,
-            f"runtime, batch {batch_size}",
-        )
-        stages = torch.cat([early.run(batch).stages for batch in ready])
-        theory = model.reference_layers / (stages + 1).double().mean().item()
-        speedup = seconds["plain"] / seconds["early"]
+        tracks = {
+            "plain": [partial(plain, model, batch) for batch in ready],
+            "early": [partial(early.run, batch) for batch in ready],
+            "never": [partial(never.run, batch) for batch in ready],
+            "all exits": [partial(all_exits, model, batch) for batch in ready],
+        }
+        seconds = race(tracks, size.runtime_rounds, f"runtime, batch {batch_size}")
+        layers = torch.cat([early.run(batch).stages for batch in ready]).double().mean().item() + 1
+        theory, speedup = model.reference_layers / layers, seconds["plain"] / seconds["early"]
         realised.append(
             _row(
                 f"runtime, realised over layer speed-up, batch {batch_size}",
@@ -209,12 +215,13 @@ def runtime_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[R
                 f"{np.median(speedup):.2f} of {theory:.2f}",
             )
         )
+        heads = 100 * np.median(seconds["all exits"] / seconds["plain"] - 1)
         overhead.append(
             _row(
                 f"runtime, overhead when nobody exits, batch {batch_size}",
                 100 * (seconds["never"] / seconds["plain"] - 1),
-                "<= 5" if batch_size in (1, 32) else "",
-                f"plain model {1000 * np.median(seconds['plain']) / len(ready):.1f} ms a batch",
+                {1: "<= 5", 32: "<= 5"}.get(batch_size, ""),
+                f"plain model {1000 * np.median(seconds['plain']):.1f} ms a batch; exits alone, no rule: {heads:.1f}",
                 unit="%",
             )
         )
@@ -230,6 +237,12 @@ def plain(model: MultiExitModel, batch: Batch) -> Float[Tensor, "batch classes"]
     return answer.logits.cpu()
 
 
+@torch.inference_mode()
+def all_exits(model: MultiExitModel, batch: Batch) -> Float[Tensor, "stages batch classes"]:
+    """All layers and all exits, without a rule: what the exits cost by themselves."""
+    return model(*(None if part is None else part.to(_device()) for part in batch.inputs)).logits.cpu()
+
+
 def spread() -> Rule:
     """At threshold 1, exits spread evenly over all stages: the stage is a function of the sample's id alone."""
 
@@ -241,7 +254,7 @@ def spread() -> Rule:
     return Rule("spread", readiness, low=1, high=1)
 
 
-def peak_memory(train: Samples, test: Samples, quick: bool = False) -> list[Row]:
+def peak_memory(shape: str, train: Samples, test: Samples) -> list[Row]:
     """Peak memory of each, model included, in a fresh process: on a CPU the resident set above that of the imported
     libraries, on a GPU what torch allocated."""
     context = get_context("forkserver")
@@ -250,29 +263,32 @@ def peak_memory(train: Samples, test: Samples, quick: bool = False) -> list[Row]
     rows = []
     with ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool:
         for what in tqdm(WORK, desc="memory", leave=False):
-            peak = pool.submit(_peak_bytes, what, train, test, quick).result()
+            peak = pool.submit(_peak_bytes, what, shape, train, test).result()
             rows.append(Row(f"peak memory, {what}", round(peak / 1e6, 1), "MB", "model included"))
     return rows
 
 
 def race(tracks: Mapping[str, Track], rounds: int, description: str) -> dict[str, np.ndarray]:
-    """Seconds that each track takes in each round, (rounds,); within a round the tracks take turns, call by call."""
+    """Mean seconds of a call of each track in each round, (rounds,).
+
+    Within a round the tracks take turns, call by call; the calls of a shorter track are spread evenly over the round.
+    """
+    turns = [
+        ((place + 0.5) / len(calls), name, call) for name, calls in tracks.items() for place, call in enumerate(calls)
+    ]
+    turns.sort(key=lambda turn: turn[0])
     seconds = {name: np.zeros(rounds) for name in tracks}
     for calls in tracks.values():
         calls[0]()
-    total = rounds * sum(map(len, tracks.values()))
-    with tqdm(total=total, desc=description, leave=False) as bar:
+    with tqdm(total=rounds * len(turns), desc=description, leave=False) as bar:
         for number in range(rounds):
-            for turn in zip_longest(*tracks.values()):
-                for name, call in zip(tracks, turn, strict=True):
-                    if call is None:
-                        continue
-                    _wait()
-                    start = time.perf_counter()
-                    call()
-                    _wait()
-                    seconds[name][number] += time.perf_counter() - start
-                    bar.update()
+            for _, name, call in turns:
+                wait_for(best_device())
+                start = time.perf_counter()
+                call()
+                wait_for(best_device())
+                seconds[name][number] += (time.perf_counter() - start) / len(tracks[name])
+                bar.update()
     return seconds
 
 
@@ -301,11 +317,6 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def _movie_samples() -> tuple[Samples, Samples]:
     setting = Setting()
     return samples_of(setting, "train"), samples_of(setting, "test")
@@ -321,25 +332,23 @@ def _random_samples(count: int = 128) -> tuple[Samples, Samples]:
 
 
 def _first(samples: Samples, count: int) -> Samples:
-    """The first samples of a split, whose order says nothing of their length."""
-    return Samples(
-        samples.tokens[:count],
-        None if samples.types is None else samples.types[:count],
-        None if samples.labels is None else samples.labels[:count],
-        samples.ids[:count],
-        samples.padding,
-    )
+    # The order of a split says nothing of the length.
+    return samples.take(range(min(count, len(samples))))
 
 
-def _train_batches(samples: Samples, way: str, size: Size) -> list[Batch]:
+def _optimizer(model: MultiExitModel) -> torch.optim.Optimizer:
+    # Fused, as in training: it takes less of each step, so that more of it is what is compared.
+    return torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+
+def _train_batches(samples: Samples, way: str, count: int) -> list[Batch]:
     """Some batches that stand for an epoch: from all of its batches, ordered by width, the middle of each n-th."""
     # Pools of one batch are what a plain random sampler gives.
     pool = {"buckets": {}, "dynamic": {"pool": 1}, "padded": {"pool": 1}}[way]
     epoch = list(LengthBuckets(samples.lengths, Setting().batch_size, seed=0, **pool))
     whole = [rows for rows in epoch if len(rows) == Setting().batch_size]
     whole.sort(key=lambda rows: max(len(samples.tokens[row]) for row in rows))
-    wanted = size.padded_batches if way == "padded" else size.train_batches
-    places = ((np.arange(wanted) + 0.5) / wanted * len(whole)).astype(int)
+    places = ((np.arange(count) + 0.5) / count * len(whole)).astype(int)
     return [samples.batch(whole[place], PADDED_TO if way == "padded" else None) for place in places]
 
 
@@ -351,8 +360,8 @@ def _spread_thresholds(evidence: Evidence, rule: Rule) -> list[float]:
 
 
 def _train_memory(way: str, model: MultiExitModel, train: Samples, test: Samples) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    widest = _train_batches(train, way, Size(1, 12, 1, 0, {}))[-1]
+    optimizer = _optimizer(model)
+    widest = _train_batches(train, way, 12)[-1]
     for _ in range(2):
         train_step(model, optimizer, widest)
 
@@ -366,7 +375,6 @@ def _runtime_memory(model: MultiExitModel, train: Samples, test: Samples) -> Non
 
 
 def _plain_memory(model: MultiExitModel, train: Samples, test: Samples) -> None:
-    model.eval()
     for _, batch in batches(_first(test, 320), 32):
         plain(model, batch)
 
@@ -382,11 +390,11 @@ WORK: dict[str, Callable[[MultiExitModel, Samples, Samples], None]] = {
 """What has its memory measured: (model, train, test) -> the work."""
 
 
-def _peak_bytes(what: str, train: Samples, test: Samples, quick: bool) -> int:
+def _peak_bytes(what: str, shape: str, train: Samples, test: Samples) -> int:
     # Small first, so that what torch imports on first use is not counted.
-    WORK[what](build(quick=True).to(_device()), *_random_samples())
+    WORK[what](build("tiny"), *_random_samples())
     before = _peak_resident_bytes()
-    WORK[what](build(quick).to(_device()), train, test)
+    WORK[what](build(shape), train, test)
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return _peak_resident_bytes() - before

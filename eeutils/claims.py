@@ -7,6 +7,7 @@ number, not by eye.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,10 +34,12 @@ class Claim:
         id: as in the ledger, such as "D1".
         paper: the method's name.
         text: the claim in our words.
-        source: the key of its source: [P] paper, [R] authors' README, [S] another paper's table, [A] abstract.
+        source: the key of its source: [P] paper, [R] authors' README, [S] another paper's table, [A] abstract, [M] as
+            commonly recalled, not verified: a hypothesis.
         paper_number: what the paper reports, or "not available".
         test: how we test it, in words: what is measured, against what.
         bar: what our number must be at least for the claim to hold.
+        ceiling: what it must be at most; no limit unless the claim sets one.
     """
 
     id: str
@@ -45,6 +48,7 @@ class Claim:
     source: str
     test: str
     bar: float
+    ceiling: float = math.inf
     paper_number: str = NOT_AVAILABLE
 
 
@@ -63,22 +67,29 @@ def ledger() -> dict[str, Claim]:
     """All claims by id, from `data/claims.toml`.
 
     Raises:
-        InputError: an entry with a missing or an unknown field.
+        InputError: no TOML, no entry, an entry with a missing or an unknown field, or two with the same id.
     """
     path = repository_root() / "data" / "claims.toml"
-    entries = tomllib.loads(path.read_text(encoding="utf-8"))["claim"]
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))["claim"]
+    except (tomllib.TOMLDecodeError, KeyError) as error:
+        raise InputError(f"{path.name} must hold [[claim]] entries and does not: {error}") from error
     try:
         claims = [Claim(**entry) for entry in entries]
     except TypeError as error:
         raise InputError(f"{path.name} has an entry whose fields are not those of a claim: {error}") from error
-    return {claim.id: claim for claim in claims}
+    by_id = {claim.id: claim for claim in claims}
+    if len(by_id) < len(claims):
+        raise InputError(f"{path.name} holds {len(claims)} claims under {len(by_id)} ids; give each an id of its own")
+    return by_id
 
 
 def judge(claim_id: str, intervals: Sequence[Interval] | Interval, note: str = "") -> Verdict:
-    """Decide by the interval: reproduced when all of it clears the bar, not reproduced when none does, else partly.
+    """Decide by the interval: reproduced when all of it lies between bar and ceiling, not reproduced when none of it
+    does, else partly.
 
-    With several intervals (tasks, operating points) all must be reproduced for "reproduced", and none for "not
-    reproduced".
+    With several intervals (tasks, operating points) all of them must clear the bar for "reproduced"; when none
+    clears it and at least one lies wholly below, the claim is not reproduced.
 
     Raises:
         InputError: an unknown claim, or no interval.
@@ -89,12 +100,12 @@ def judge(claim_id: str, intervals: Sequence[Interval] | Interval, note: str = "
     claim = claims[claim_id]
     found = [intervals] if isinstance(intervals, Interval) else list(intervals)
     if not found:
-        raise InputError(
-            f"claim {claim_id} needs an interval to be judged by; use not_testable() if there is none"
-        )
-    clears = [interval.low >= claim.bar for interval in found]
-    fails = [interval.high < claim.bar for interval in found]
-    outcome = REPRODUCED if all(clears) else NOT_REPRODUCED if all(fails) else PARTLY
+        raise InputError(f"claim {claim_id} needs an interval to be judged by; use not_testable() if there is none")
+    if not all(math.isfinite(bound) for interval in found for bound in (interval.low, interval.high)):
+        return Verdict(claim, NOT_TESTABLE, "; ".join(map(str, found)), "our number is undefined on this run")
+    clears = [claim.bar <= interval.low and interval.high <= claim.ceiling for interval in found]
+    fails = [interval.high < claim.bar or interval.low > claim.ceiling for interval in found]
+    outcome = REPRODUCED if all(clears) else NOT_REPRODUCED if any(fails) and not any(clears) else PARTLY
     return Verdict(claim, outcome, "; ".join(map(str, found)), note)
 
 
@@ -116,7 +127,7 @@ def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
                 "source": verdict.claim.source,
                 "paper": verdict.claim.paper_number,
                 "our test": verdict.claim.test,
-                "bar": verdict.claim.bar,
+                "bar": _range(verdict.claim),
                 "ours": verdict.ours,
                 "verdict": verdict.outcome,
                 "note": verdict.note,
@@ -124,3 +135,7 @@ def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
             for verdict in verdicts
         ]
     )
+
+
+def _range(claim: Claim) -> str:
+    return f">= {claim.bar:g}" if math.isinf(claim.ceiling) else f"{claim.bar:g} to {claim.ceiling:g}"

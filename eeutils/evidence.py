@@ -175,7 +175,7 @@ def record(model: MultiStageModel, samples: Samples, batch_size: int = 64, progr
     model.eval()
     order, logits, extras = [], [], []
     for rows, batch in batches(samples, batch_size, progress="recording evidence" if progress else None):
-        answers = model(*(None if part is None else part.to(device) for part in batch.inputs))
+        answers = model(*batch.to(device).inputs)
         order.append(rows)
         logits.append(answers.logits.float().cpu())
         extras.append({name: tensor.float().cpu() for name, tensor in answers.extras.items()})

@@ -82,8 +82,14 @@ class MultiStageModel(nn.Module, ABC):
 
 
 def stack(answers: list[Answer]) -> Answers:
-    """Stage by stage answers as one tensor each; an extra that some stage lacks is refused by torch.stack's shapes."""
-    names = answers[0].extras
+    """Stage by stage answers as one tensor each.
+
+    Raises:
+        InputError: stages that do not give the same extras.
+    """
+    names = answers[0].extras.keys()
+    if any(answer.extras.keys() != names for answer in answers):
+        raise InputError(f"every stage must give the same extras; got {[sorted(answer.extras) for answer in answers]}")
     return Answers(
         torch.stack([answer.logits for answer in answers]),
         {name: torch.stack([answer.extras[name] for answer in answers]) for name in names},

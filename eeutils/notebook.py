@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -18,10 +17,11 @@ from eeutils.settings import Setting, check_parameters
 from eeutils.specs import TASKS, spec_of
 
 
-def setting_of(namespace: Mapping[str, Any], **changes: Any) -> Setting:
+def setting_of(namespace: dict[str, Any], **changes: Any) -> Setting:
     """The setting of a notebook from its parameters: call it with `globals()` in the cell after the parameters.
 
     Whatever is not an import stands in the namespace by then because the parameters cell or papermill put it there.
+    Only the first call in a notebook looks for unknown names: later the notebook's own variables are there, too.
 
     Args:
         namespace: the notebook's globals.
@@ -33,11 +33,13 @@ def setting_of(namespace: Mapping[str, Any], **changes: Any) -> Setting:
     shell = get_ipython()
     hidden = set(shell.user_ns_hidden) if shell is not None else set()
     imported = (ModuleType, FunctionType, BuiltinFunctionType, type)
-    check_parameters(
-        name
-        for name, value in namespace.items()
-        if not name.startswith("_") and name not in hidden and not isinstance(value, imported)
-    )
+    if not namespace.get("_parameters_checked"):
+        check_parameters(
+            name
+            for name, value in namespace.items()
+            if not name.startswith("_") and name not in hidden and not isinstance(value, imported)
+        )
+        namespace["_parameters_checked"] = True
     return Setting.from_profile(
         namespace["profile"], namespace["task"], namespace["backbone"], namespace["seed"], **changes
     )

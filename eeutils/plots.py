@@ -18,6 +18,7 @@ from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from PIL import Image as PILImage
 
 from eeutils.files import atomic_write
 
@@ -25,7 +26,8 @@ WIDTH = 7.0
 """Inches: fits a notebook and a page."""
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_RESOLUTION = 110
+_RESOLUTION = 100
+_COLOURS = 256
 
 
 def use_theme() -> None:
@@ -36,9 +38,12 @@ def use_theme() -> None:
 
 def show(figure: Figure, alt: str, save_to: str | Path = "", name: str = "") -> None:
     """Display a figure as a PNG with its alternative text; with `save_to` and `name`, keep it in `save_to/figures/`."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_RESOLUTION, bbox_inches="tight")
+    full, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(full, format="png", dpi=_RESOLUTION, bbox_inches="tight")
     plt.close(figure)
+    # Few colours make a small file: a notebook with eight figures stays small enough to commit.
+    few_colours = PILImage.open(full).convert("RGB").quantize(_COLOURS, dither=PILImage.Dither.NONE)
+    few_colours.save(buffer, "png", optimize=True)
     if save_to and name:
         with atomic_write(Path(save_to) / "figures" / f"{name}.png") as partial:
             partial.write_bytes(buffer.getvalue())
@@ -49,18 +54,19 @@ def tradeoff(
     curves: Mapping[str, pd.DataFrame],
     *,
     metric: str,
-    fixed: pd.DataFrame | None = None,
+    fixed: Mapping[str, pd.DataFrame] | None = None,
     separate: pd.DataFrame | None = None,
     oracle: pd.DataFrame | None = None,
     speedup: str = "layer",
+    dashed: Sequence[str] = (),
     title: str = "",
 ) -> Figure:
     """Score against speed-up.
 
     Args:
-        curves: name -> a curve of `tradeoff.sweep`.
+        curves: name -> a curve of `tradeoff.sweep`; names in `dashed` are drawn dashed.
         metric: name of the score.
-        fixed: `tradeoff.fixed_exits` of the same checkpoint, the first baseline.
+        fixed: name of the checkpoint -> its `tradeoff.fixed_exits`, the first baseline.
         separate: columns layer_speedup, flops_speedup, score of separately fine-tuned k-layer models, the second one.
         oracle: a point of the oracle, drawn as headroom.
         speedup: "layer" or "flops".
@@ -80,10 +86,12 @@ def tradeoff(
             color=colours[number],
             marker=_MARKERS[number % len(_MARKERS)] if few else None,
             linewidth=1.8,
+            linestyle="--" if name in dashed else "-",
             estimator=None,
         )
-    if fixed is not None:
-        axes.plot(fixed[column], fixed.score, "--", color="0.35", marker=".", label="fixed exit, same checkpoint")
+    for number, (name, points) in enumerate((fixed or {}).items()):
+        grey, marker = ("0.35", ".") if number == 0 else ("0.6", "+")
+        axes.plot(points[column], points.score, "--", color=grey, marker=marker, label=f"fixed exits, {name}")
     if separate is not None:
         axes.plot(
             separate[column],
@@ -172,6 +180,7 @@ def journeys(
         axes.add_patch(plt.Rectangle((stage, row), 1, 1, fill=False, edgecolor="black", linewidth=2))
         width = probabilities.shape[1] - stage - 1
         axes.add_patch(plt.Rectangle((stage + 1, row), width, 1, facecolor="white", alpha=0.65, linewidth=0))
+    texts = [" ".join(text.split()) for text in texts]
     short = [text if len(text) <= 62 else text[:59].rstrip() + "..." for text in texts]
     axes.set_yticklabels(
         [f"{text}  ({label})" for text, label in zip(short, labels, strict=True)], rotation=0, fontsize=8
@@ -206,16 +215,6 @@ def lines(
         axes.axhline(level, color="0.35", linestyle=("--", ":", "-.")[number % 3], linewidth=1.2, label=name)
     axes.set_title(title)
     axes.legend(fontsize="small")
-    return figure
-
-
-def bars(frame: pd.DataFrame, x: str, y: str, *, hue: str | None = None, title: str = "") -> Figure:
-    """Grouped bars."""
-    figure, axes = plt.subplots(figsize=(WIDTH, 3.2))
-    sns.barplot(frame, x=x, y=y, hue=hue, palette="colorblind" if hue else None, ax=axes, errorbar=None)
-    axes.set_title(title)
-    if hue:
-        axes.legend(fontsize="small")
     return figure
 
 

@@ -64,7 +64,6 @@ def read_files(spec: TaskSpec, glue_dir: Path | str | None) -> tuple[pd.DataFram
     return *frames, skipped
 
 
-
 @dataclass(frozen=True)
 class _Layout:
     """How a GLUE task lies in its folder and, where that differs, on the hub.

@@ -5,7 +5,7 @@ sample leaves at the first stage whose readiness reaches the threshold; the last
 drives the offline sweep (`tradeoff`) and the real runtime (`runtime`), so the two cannot disagree.
 
 Higher readiness always means "leave". Papers that leave below a threshold appear with the sign turned:
-entropy < S is `entropy()` above 1 - S / ln C (see `from_entropy`).
+entropy at most S is `entropy()` from 1 - S / ln C on (see `from_entropy`).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Rule:
         if evidence.regression and not self.regression:
             raise InputError(
                 f"rule {self.name!r} reads class probabilities and the task is a regression, where one logit is no "
-                "distribution; use patience, fixed or random"
+                "distribution; use patience, divergence, fixed or random"
             )
         if threshold != NEVER and not self.low <= threshold <= self.high:
             raise InputError(
@@ -128,7 +128,7 @@ def _run_length(agrees: Tensor) -> Tensor:
 
 
 def patience(tolerance: float = 0.1) -> Rule:
-    """How many consecutive agreements with the stage before end here (PABEE equation 2, per sample).
+    """How many consecutive agreements with the stage before end here (PABEE, counted per sample).
 
     Classes agree when they are the same; numbers when they differ by less than `tolerance`, in units of the label
     (PABEE's README uses 0.1 on STS-B). Patience t leaves at stage t + 1 at the earliest.
@@ -251,7 +251,7 @@ def harmonic(rule_a: Rule, rule_b: Rule, weight: float = 1.0) -> Rule:
 
 
 def policy() -> Rule:
-    """The policy network's probability to leave, from the extra "policy" (S, N) (ConsistentEE section 3)."""
+    """The policy network's probability to leave, from the extra "policy" (S, N) (ConsistentEE)."""
 
     def readiness(evidence: Evidence) -> Tensor:
         if "policy" not in evidence.extras:

@@ -16,6 +16,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache, partial
@@ -25,17 +27,17 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import PartialState
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
-from eeutils import backbone, batching, cost, evidence, exits, metrics, readers, tasks, training
+from eeutils import backbone, batching, cost, evidence, exits, metrics, readers, tasks, tradeoff, training
 from eeutils.backbone import load_tokenizer
 from eeutils.batching import Samples, encode_split
 from eeutils.errors import InputError
 from eeutils.evidence import Evidence, record
 from eeutils.exits import MultiStageModel
-from eeutils.files import atomic_write, repository_root
+from eeutils.files import atomic_write, repository_root, sha256
 from eeutils.method import Method
 from eeutils.settings import Setting
 from eeutils.specs import spec_of
@@ -44,7 +46,7 @@ from eeutils.tradeoff import Metric
 
 log = logging.getLogger(__name__)
 
-_CODE = (readers, tasks, metrics, backbone, batching, cost, evidence, exits, training)
+_CODE = (readers, tasks, metrics, backbone, batching, cost, evidence, exits, tradeoff, training)
 SPLITS = ("dev", "test")
 
 
@@ -92,14 +94,14 @@ class Run:
         return samples_of(self.setting, split)
 
     def model(self) -> MultiStageModel:
-        """The trained model, in evaluation mode."""
+        """The trained model, in evaluation mode, on the accelerator if there is one."""
         model = self.method.build(self.setting, classes_of(self.setting), **self.options)
-        load_model(model, self.directory / "model.safetensors")
-        return model.eval()
+        _read_weights(model, self.directory / "model.safetensors")
+        return model.to(training.best_device()).eval()
 
     def evidence_on(self, task: str, split: str = "test") -> Evidence:
         """Evidence on a split of ANOTHER task with the same classes: does what was learned here hold there?"""
-        name = f"evidence-{Path(task).name}-{split}.safetensors"
+        name = f"evidence-{Path(task).name}-{task_of(task, None, None).fingerprint[:10]}-{split}.safetensors"
         if not (self.directory / name).exists():
             elsewhere = encode_split(
                 load_tokenizer(self.setting.backbone), _split(task, split), self.setting.max_length
@@ -130,18 +132,18 @@ def load_or_train(method: Method, setting: Setting, *, progress: bool = True, **
     if method.starts_from is not None:
         parent = load_or_train(method.starts_from, setting, progress=progress)
     runs_dir().mkdir(parents=True, exist_ok=True)
-    state = PartialState()
-    if state.num_processes > 1:
-        _train(run, config, parent, progress)
-    else:
-        with FileLock(runs_dir() / f".lock-{key[:10]}"):
-            if not directory.exists():
-                _train(run, config, parent, progress)
+    state = training.processes()
+    # Of processes that train together the first one holds the lock for all.
+    lock = FileLock(runs_dir() / f".lock-{key[:10]}") if state.is_main_process else nullcontext()
+    with lock:
+        state.wait_for_everyone()
+        if not directory.exists():
+            _train(run, config, parent, progress)
     return run
 
 
 def _train(run: Run, config: dict[str, Any], parent: Run | None, progress: bool) -> None:
-    method, setting, state = run.method, run.setting, PartialState()
+    method, setting, state = run.method, run.setting, training.processes()
     work = runs_dir() / f".work-{_hash(config)[:10]}"
     training.set_seed(setting.seed)
     model = method.build(setting, classes_of(setting), **run.options)
@@ -201,12 +203,15 @@ def metric_of(task: str) -> Metric:
 
 def environment() -> dict[str, Any]:
     """What a result was made with: versions, processor, threads, device, commit, time."""
+    state = training.processes()
     packages = ("torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "scikit-learn", "eeutils")
     return {
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},
         "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else training.best_device().type,
+        "processes": state.num_processes,
+        "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
         "threads": torch.get_num_threads(),
         "commit": commit(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -226,9 +231,18 @@ def commit() -> str:
         return "unknown"
 
 
+def _read_weights(
+    model: MultiStageModel, weights: Path, strict: bool = True
+) -> tuple[Collection[str], Collection[str]]:
+    try:
+        return load_model(model, weights, strict=strict)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{weights} cannot be read ({error}); delete its folder and run again") from error
+
+
 def _load_into(model: MultiStageModel, weights: Path) -> None:
     """Load another method's weights where the names agree; all of them must find a place."""
-    missing, unexpected = load_model(model, weights, strict=False)
+    missing, unexpected = _read_weights(model, weights, strict=False)
     if unexpected:
         raise InputError(f"{weights} holds weights that this model has no place for, such as {sorted(unexpected)[0]}")
     log.debug("%d tensors are new", len(missing))
@@ -240,10 +254,19 @@ def _config(method: Method, setting: Setting, options: dict[str, Any]) -> dict[s
         "method": method.name,
         "options": options,
         "setting": setting.to_dict(),
+        "weights": _weights_fingerprint(setting.backbone),
+        "metrics": spec_of(setting.task).metrics,
         "data": task_of(setting.task, setting.train_size, setting.test_size).fingerprint,
         "code": _code_fingerprint(method),
         "starts_from": _hash(_config(parent, setting, parent.with_options())) if parent else None,
     }
+
+
+@lru_cache
+def _weights_fingerprint(name: str) -> str:
+    """What a backbone's name stands for: a folder may get other weights under the same name."""
+    files = sorted(path for path in Path(name).glob("*") if path.is_file())
+    return _hash([[path.name, sha256(path)] for path in files]) if files else name
 
 
 def _code_fingerprint(method: Method) -> str:

@@ -101,12 +101,11 @@ class Runtime:
         if model.training:
             model.eval()
         device = next(model.parameters()).device
-        inputs = [None if part is None else part.to(device) for part in batch.inputs]
         waiting, ids = torch.arange(len(batch.ids)), batch.ids
         stages = torch.zeros(len(batch.ids), dtype=torch.long)
         logits: Tensor | None = None
         said: list[Answer] = []
-        state = model.begin(*inputs)
+        state = model.begin(*batch.to(device).inputs)
         for stage in range(model.stages):
             state, answer = model.step(stage, state)
             said.append(_to_cpu(answer))
@@ -139,10 +138,10 @@ class Runtime:
             self.run(batch)
         seconds = []
         for batch in tqdm(ready, desc=f"measuring at batch {batch_size}", disable=not progress, leave=False, delay=2):
-            _wait(device)
+            wait_for(device)
             start = time.perf_counter()
             self.run(batch)
-            _wait(device)
+            wait_for(device)
             seconds.append(time.perf_counter() - start)
         return Timing(tuple(seconds), len(samples))
 
@@ -173,6 +172,7 @@ def _rows(answer: Answer, rows: Tensor) -> Answer:
     return Answer(answer.logits[rows], {name: tensor[rows] for name, tensor in answer.extras.items()})
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what it was given, before the clock is read."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

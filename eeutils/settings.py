@@ -70,6 +70,11 @@ class Setting:
                 raise unknown("setting", name, known)
         return replace(cls(task=task, backbone=backbone, seed=seed, **values), **changes)
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "max_length", "early_stopping"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more; got {getattr(self, name)}")
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, for a run's config.json."""
         return asdict(self)

@@ -96,8 +96,8 @@ def _offline(name: str, domain: str, texts: str) -> list[TaskSpec]:
     polarity, note = ("negative", "positive"), f"{texts}, {_RATED}"
     metrics = ("pearson", "spearman")
     return [
-        TaskSpec(name, f"{domain}: polarity", "classification", polarity, ("text_a",), ("accuracy",), "offline", note),
-        TaskSpec(f"{name}-valence", f"{domain}: valence", "regression", (), ("text_a",), metrics, "offline", note),
+        TaskSpec(name, f"{domain}, polarity", "classification", polarity, ("text_a",), ("accuracy",), "offline", note),
+        TaskSpec(f"{name}-valence", f"{domain}, valence", "regression", (), ("text_a",), metrics, "offline", note),
     ]
 
 

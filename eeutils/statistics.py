@@ -61,8 +61,11 @@ def bootstrap(
         rows = generator.integers(samples, size=samples)
         numbers = generator.integers(seeds, size=seeds)
         drawn, times = np.unique(numbers, return_counts=True)
+        # A statistic may be undefined (NaN) on some draws: a line needs points that differ. Those draws do not count.
         values[draw] = np.average([statistic(int(number), rows) for number in drawn], weights=times)
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    if np.isnan(values).all():
+        return Interval(estimate, np.nan, np.nan, level)
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, float(low), float(high), level)
 
 

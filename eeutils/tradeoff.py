@@ -160,10 +160,14 @@ def _turning_points(readiness: Tensor, rule: Rule, points: int) -> list[float]:
     reached = readiness[:-1].double().cummax(dim=0).values.flatten()
     reached = reached[reached.isfinite() & (reached >= rule.low)]
     values = torch.unique(reached)
+    # Halfway to the value below: a threshold right on a sample's readiness would hang on its last digit, which another
+    # composition of the batch may change.
+    thresholds = values if rule.discrete else (values + torch.cat([values[:1], values[:-1]])) / 2
     if len(values) > points:
         ranks = torch.linspace(0, len(reached) - 1, points).round().long()
-        values = torch.unique(reached.sort().values[ranks])
-    return [*values.tolist(), NEVER]
+        spread = torch.unique(reached.sort().values[ranks])
+        thresholds = thresholds[torch.searchsorted(values, spread)]
+    return [*thresholds.tolist(), NEVER]
 
 
 def _at(tensor: Tensor, stages: Int[Tensor, " samples"]) -> Tensor:

@@ -8,6 +8,7 @@ as one that was never interrupted.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +18,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -118,7 +119,10 @@ def fit(
     if len(train) == 0 or train.labels is None or dev.labels is None:
         raise InputError("training needs at least one sample, and labels for train and dev")
     accelerator = Accelerator(
-        dataloader_config=DataLoaderConfiguration(split_batches=True), step_scheduler_with_optimizer=False
+        cpu=on_cpu(),
+        step_scheduler_with_optimizer=False,
+        # An encoder brings parts that no exit reads, such as its own pooler.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     if setting.batch_size % accelerator.num_processes:
         raise InputError(
@@ -137,6 +141,21 @@ def fit(
         position.phase, position.epoch, position.best, position.best_epoch = position.phase + 1, 0, None, -1
     model.requires_grad_(True).eval()
     return pd.DataFrame(position.history)
+
+
+def on_cpu() -> bool:
+    """Whether there is no accelerator. Accelerate must be told, or several processes on CPUs do not know each other."""
+    return not torch.accelerator.is_available()
+
+
+def best_device() -> torch.device:
+    """The accelerator of this machine, or the CPU."""
+    return torch.device("cpu") if on_cpu() else torch.accelerator.current_accelerator()
+
+
+def processes() -> PartialState:
+    """This process among those that train together: one, or several under a launcher."""
+    return PartialState(cpu=on_cpu())
 
 
 def remove_checkpoints(directory: Path) -> None:
@@ -168,7 +187,12 @@ def _run_phase(
     if not trained:
         raise InputError(f"phase {phase.name!r} trains no parameter; check its `trains`")
 
-    sampler = LengthBuckets(train.lengths, setting.batch_size, seed=1000 * setting.seed + position.phase)
+    sampler = LengthBuckets(
+        train.lengths,
+        setting.batch_size,
+        seed=1000 * setting.seed + position.phase,
+        share=(accelerator.process_index, accelerator.num_processes),
+    )
     # A generator of its own: else making the iterator would move the global one, and a resumed run would differ.
     loader = DataLoader(
         range(len(train)), batch_sampler=sampler, collate_fn=train.batch, generator=torch.Generator().manual_seed(0)
@@ -181,7 +205,8 @@ def _run_phase(
     )
     steps = len(sampler)
     schedule = get_linear_schedule_with_warmup(optimizer, int(setting.warmup * steps * epochs), steps * epochs)
-    wrapped, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    # The sampler shares the batches out itself: Accelerate would leave out one that is not full.
+    wrapped, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     checkpoints.restore(position)
 
     bar = tqdm(
@@ -192,6 +217,7 @@ def _run_phase(
         unit="step",
         leave=False,
         delay=2,
+        mininterval=1,
     )
     last_saved = time.monotonic()
     with bar:
@@ -200,12 +226,17 @@ def _run_phase(
             _train_mode(model)
             started = time.monotonic() - position.seconds
             for batch in loader:
+                batch = batch.to(accelerator.device)
                 with accelerator.autocast():
                     answers = wrapped(*batch.inputs)
                     loss = phase.objective(model, Answers(answers.logits.float(), answers.extras), batch)
-                if not torch.isfinite(loss):
+                # All processes act on the same numbers: one that saved or stopped alone would leave the others waiting.
+                due = accelerator.is_main_process and time.monotonic() - last_saved >= checkpoint_seconds
+                told = torch.stack([loss.detach().float(), loss.new_tensor(float(due), dtype=torch.float32)])
+                mean_loss, due = accelerator.reduce(told, "mean").tolist()
+                if not math.isfinite(mean_loss):
                     raise InputError(
-                        f"the loss of phase {phase.name!r} became {loss.item()} in epoch {position.epoch + 1}; lower "
+                        f"the loss of phase {phase.name!r} became {mean_loss} in epoch {position.epoch + 1}; lower "
                         "learning_rate or check the objective"
                     )
                 accelerator.backward(loss)
@@ -214,14 +245,14 @@ def _run_phase(
                 schedule.step()
                 optimizer.zero_grad()
                 position.step += 1
-                position.loss_sum += loss.item()
+                position.loss_sum += mean_loss
                 position.seconds = time.monotonic() - started
                 bar.update()
-                if time.monotonic() - last_saved >= checkpoint_seconds:
+                if due:
                     checkpoints.save(position)
                     last_saved = time.monotonic()
             evidence = record(model, dev)
-            score = phase.monitor(evidence, metric)
+            (score,) = broadcast_object_list([phase.monitor(evidence, metric)])
             better = position.best is None or score > position.best
             position.history.append(_row(phase, position, steps, len(train), score, evidence, metric))
             if better:
@@ -237,6 +268,9 @@ def _run_phase(
     for row in position.history:
         if row["phase"] == phase.name:
             row["best"] = row["epoch"] == position.best_epoch + 1
+    # Takes off what prepare() put around forward for mixed precision: else the next phase would wrap it again, and
+    # evidence would come from another arithmetic than the runtime's.
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     accelerator.free_memory()
 
 
@@ -305,7 +339,12 @@ class _Checkpoints:
             if self.accelerator.is_main_process:
                 shutil.rmtree(folder, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(folder), safe_serialization=False)
+            try:
+                self.accelerator.save_state(str(folder), safe_serialization=False)
+            except BaseException:
+                # Half a checkpoint is of no use, and on a full disk it would keep the disk full.
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 with atomic_write(folder / "position.json") as partial:
@@ -326,4 +365,4 @@ class _Checkpoints:
 
     def load_best(self, model: nn.Module, phase: int) -> None:
         """The weights of the phase's best epoch."""
-        load_model(model, self._best(phase), device=str(self.accelerator.device))
+        load_model(model, self._best(phase))

@@ -5,8 +5,8 @@ more. A sample leaves when its answer has not changed for t classifiers in a row
 than confidence, so it works for regression too (numbers agree when they are close), and the paper claims that stopping
 early even helps where the last layers "overthink".
 
-    loss   L = sum_j j L_j / sum_j j, L_j cross entropy or squared error                      (section 3.3)
-    rule   cnt_i = cnt_{i-1} + 1 if classifier i agrees with i-1, else 0; leave when cnt_i = t    (section 3.2)
+    loss   L = sum_j j L_j / sum_j j, L_j cross entropy or squared error
+    rule   cnt_i = cnt_{i-1} + 1 if classifier i agrees with i-1, else 0; leave when cnt_i = t
 
     symbol   variable               meaning
     n        model.stages           number of internal classifiers

@@ -1,0 +1,104 @@
+"""What several test modules build: evidence from logits, one of every rule, a metric."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eeutils import rules
+from eeutils.evidence import Evidence
+from eeutils.rules import Rule
+
+
+def make_evidence(
+    logits: Tensor | Sequence,
+    labels: Sequence | Tensor | None = None,
+    *,
+    ids: Sequence[int] | Tensor | None = None,
+    layers: Sequence[int] | None = None,
+    reference_layers: int | None = None,
+    cost: Tensor | None = None,
+    **extras: Tensor,
+) -> Evidence:
+    """Evidence from logits (S, N, C) alone; by default stage s has run s + 1 layers of 10 FLOPs, and heads of 1."""
+    logits = torch.as_tensor(logits, dtype=torch.float32)
+    stages, samples, _ = logits.shape
+    layers = tuple(layers or range(1, stages + 1))
+    if cost is None:
+        cost = (torch.tensor(layers) * 10.0 + torch.arange(1, stages + 1)).double()[:, None].expand(stages, samples)
+    reference = torch.full((samples,), 10.0 * (reference_layers or layers[-1]) + 1, dtype=torch.float64)
+    return Evidence(
+        logits,
+        torch.arange(samples) if ids is None else torch.as_tensor(ids),
+        cost,
+        reference,
+        layers,
+        reference_layers or layers[-1],
+        None if labels is None else torch.as_tensor(labels),
+        extras,
+    )
+
+
+def random_evidence(
+    seed: int, stages: int, samples: int, classes: int, scale: float = 3.0, step: float | None = None
+) -> Evidence:
+    """Random logits, rounded to multiples of `step` so that ties happen, with labels and a policy."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(stages, samples, classes, generator=generator)
+    if step is not None:
+        logits = (logits / step).round() * step
+    labels = (
+        torch.randn(samples, generator=generator)
+        if classes == 1
+        else torch.randint(classes, (samples,), generator=generator)
+    )
+    ids = torch.randperm(10 * samples, generator=generator)[:samples]
+    return make_evidence(logits, labels, ids=ids, policy=torch.rand(stages, samples, generator=generator))
+
+
+def every_rule() -> dict[str, Rule]:
+    """Every rule, every kind of divergence, and some compositions; all of them mean something for classes."""
+    divergences = [rules.divergence(kind, against) for kind in rules.DIVERGENCES for against in rules.AGAINST]
+    found = [
+        rules.entropy(),
+        rules.confidence(),
+        rules.margin(),
+        rules.patience(),
+        *divergences,
+        rules.sustained(rules.entropy(), 2),
+        rules.sustained(rules.divergence("jsd"), 3),
+        rules.sustained(rules.vote(), 2).named("vote, sustained"),
+        rules.vote(),
+        rules.harmonic(rules.entropy(), rules.confidence(), 0.5),
+        rules.harmonic(rules.sustained(rules.entropy(), 1), rules.policy(), 2.0),
+        rules.policy(),
+        rules.fixed(2),
+        rules.random(7),
+        rules.oracle(),
+    ]
+    return {rule.name: rule for rule in found}
+
+
+def regression_rules() -> dict[str, Rule]:
+    """The rules that mean something when the answer is one number."""
+    found = [
+        rules.patience(0.5),
+        rules.divergence(),
+        rules.divergence("kl", "max"),
+        rules.sustained(rules.patience(0.5), 2),
+        rules.policy(),
+        rules.fixed(2),
+        rules.random(7),
+    ]
+    return {rule.name: rule for rule in found}
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """The share of predictions that are right."""
+    return float((predictions == labels).mean())
+
+
+def negative_error(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Minus the mean absolute error: a score for regression, larger is better."""
+    return -float(np.abs(predictions - labels).mean())

@@ -1,0 +1,126 @@
+"""The same training under several processes: `accelerate launch` and a notebook's launcher."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent.parent
+
+_TRAIN = """
+    import sys
+    from pathlib import Path
+
+    import torch
+    from safetensors.torch import save_model
+
+    from eeutils.papers import deebert, pabee
+    from eeutils.settings import Setting
+    from eeutils.training import fit
+    from tests.helpers import accuracy
+    from tests.tiny import tiny_model, tiny_samples
+
+
+    def train(folder, samples, checkpoints):
+        torch.set_num_threads(1)
+        folder = Path(folder)
+        model = tiny_model(pool="mean", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        for head in model.exits.values():
+            head.dropout.p = 0.0
+        seen = set()
+        forward = model.forward
+
+        def watched(input_ids, attention_mask, token_type_ids=None):
+            if model.training:
+                seen.update(tuple(row[row != 0].tolist()) for row in input_ids)
+            return forward(input_ids, attention_mask, token_type_ids)
+
+        model.forward = watched
+        setting = Setting(epochs=2, batch_size=8, learning_rate=1e-3)
+        train, dev = tiny_samples(int(samples), longest=12), tiny_samples(10, seed=9)
+        fit(
+            model, [*pabee.phases(), *deebert.phases()], train, dev, accuracy, setting, folder / "checkpoints",
+            progress=False, checkpoint_seconds=float(checkpoints),
+        )
+        del model.forward
+        rank = int(__import__("os").environ.get("RANK", 0))
+        save_model(model, str(folder / f"model-{rank}.safetensors"))
+        (folder / f"seen-{rank}.txt").write_text("\\n".join(map(str, sorted(seen))))
+
+
+    if __name__ == "__main__":
+        folder, samples, checkpoints, launcher = sys.argv[1:]
+        if launcher == "notebook":
+            from accelerate import notebook_launcher
+
+            notebook_launcher(train, (folder, samples, checkpoints), num_processes=2)
+        else:
+            train(folder, samples, checkpoints)
+"""
+
+
+def run(folder: Path, launcher: str, samples: int, checkpoints: float = 60.0) -> None:
+    folder.mkdir()
+    script = folder / "train_tiny.py"
+    script.write_text(textwrap.dedent(_TRAIN))
+    before = {
+        # With --cpu, Accelerate starts a single process unless MPI is there.
+        "accelerate": [
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--main_process_port",
+            "0",
+        ],
+    }.get(launcher, [])
+    unset = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    arguments = [str(folder), str(samples), str(checkpoints), launcher]
+    done = subprocess.run(
+        [sys.executable, *before, str(script), *arguments],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def weights(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"model-{rank}.safetensors")
+
+
+def seen(folder: Path) -> set[str]:
+    return {line for path in folder.glob("seen-*.txt") for line in path.read_text().splitlines()}
+
+
+def compare(one: Path, two: Path) -> None:
+    for name, tensor in weights(one).items():
+        if "key.bias" in name:
+            continue  # softmax does not see it: its gradient is rounding alone, which Adam makes as large as any
+        torch.testing.assert_close(weights(two)[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "notebook"])
+def test_two_processes_train_the_same_model_as_one(tmp_path: Path, launcher: str) -> None:
+    run(tmp_path / "one", "alone", 32)
+    run(tmp_path / "two", launcher, 32, checkpoints=0.0)
+    compare(tmp_path / "one", tmp_path / "two")
+    first, second = weights(tmp_path / "two", 0), weights(tmp_path / "two", 1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_sample_is_left_out_when_a_batch_is_not_full(tmp_path: Path) -> None:
+    run(tmp_path / "one", "alone", 29)
+    run(tmp_path / "two", "accelerate", 29)
+    assert seen(tmp_path / "one") == seen(tmp_path / "two")

@@ -1,0 +1,135 @@
+"""The papers' own parts: DeeBERT's two stages, PABEE's loss, and what every METHOD has in common."""
+
+import importlib
+import pkgutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from eeutils import papers, rules, tradeoff
+from eeutils.batching import Batch
+from eeutils.exits import Answers
+from eeutils.method import Method
+from eeutils.papers import deebert, finetuned, pabee
+from eeutils.rules import Rule
+from eeutils.runs import load_or_train
+from eeutils.runtime import Runtime
+from eeutils.settings import Setting
+from eeutils.training import Phase
+from tests.tiny import tiny_model, tiny_samples
+
+METHODS = [
+    importlib.import_module(f"eeutils.papers.{module.name}").METHOD for module in pkgutil.iter_modules(papers.__path__)
+]
+
+
+MODEL = tiny_model()  # the losses below do not look at it
+
+
+def batch_of(labels: list[float]) -> Batch:
+    zeros = torch.zeros(len(labels), 2, dtype=torch.long)
+    return Batch(zeros, zeros + 1, None, torch.tensor(labels), torch.arange(len(labels)))
+
+
+def cross_entropy(logits: Tensor, label: int) -> float:
+    return float(-(logits[label] - logits.exp().sum().log()))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_method_fills_the_same_fields(method: Method, setting: Setting) -> None:
+    assert method.name.isidentifier()
+    assert method.title
+    assert any(year in method.citation for year in map(str, range(2015, 2030)))
+    options = method.with_options()
+    model = method.build(setting, 3, **options)
+    assert model.layers[-1] == model.reference_layers == 4
+    samples = tiny_samples(3)
+    assert model(*samples.batch([0, 1, 2]).inputs).logits.shape == (model.stages, 3, 3)
+    phases = method.phases(**options)
+    assert phases
+    assert all(isinstance(phase, Phase) for phase in phases)
+    assert len({phase.name for phase in phases}) == len(phases)
+    assert all(isinstance(rule, Rule) for rule in method.rules.values())
+    assert importlib.import_module(method.build.__module__).__doc__.count("symbol") == 1
+
+
+def test_pabee_s_loss_is_the_mean_weighted_by_depth_worked_out_by_hand() -> None:
+    logits = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    labels = [1, 0]
+    by_stage = [sum(cross_entropy(logits[stage, i], labels[i]) for i in range(2)) / 2 for stage in range(3)]
+    wanted = (1 * by_stage[0] + 2 * by_stage[1] + 3 * by_stage[2]) / 6
+    assert pabee.weighted_loss(MODEL, Answers(logits), batch_of(labels)).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_pabee_s_loss_on_numbers_is_the_weighted_squared_error_by_hand() -> None:
+    answers = Answers(torch.tensor([[[1.0], [0.0]], [[2.0], [1.0]]]))
+    # Stage 1 is off by 1 and 2, stage 2 by 0 and 1: (1 * 2.5 + 2 * 0.5) / 3.
+    assert pabee.weighted_loss(MODEL, answers, batch_of([2.0, 2.0])).item() == pytest.approx(3.5 / 3)
+
+
+def test_pabee_s_loss_leaves_what_it_is_given_as_it_is() -> None:
+    # The authors' code adds into the first loss in place.
+    logits = torch.randn(3, 2, 2)
+    before = logits.clone()
+    first = pabee.weighted_loss(MODEL, Answers(logits), batch_of([0, 1]))
+    assert torch.equal(first, pabee.weighted_loss(MODEL, Answers(logits), batch_of([0, 1])))
+    assert torch.equal(logits, before)
+
+
+def test_deebert_s_second_stage_sums_the_first_n_minus_1_losses_unweighted() -> None:
+    logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    labels = [1, 0, 1]
+    loss = deebert.off_ramp_loss(MODEL, Answers(logits), batch_of(labels))
+    wanted = sum(cross_entropy(logits[stage, i].detach(), labels[i]) / 3 for stage in range(3) for i in range(3))
+    assert loss.item() == pytest.approx(wanted, rel=1e-5)
+    loss.backward()
+    assert (logits.grad[:3].abs().sum(dim=(1, 2)) > 0).all()
+    assert logits.grad[3].abs().sum() == 0
+
+
+def test_deebert_s_second_stage_trains_the_early_off_ramps_alone(setting: Setting) -> None:
+    model = deebert.build(setting, 2)
+    trained = deebert.early_off_ramps(model)
+    assert [id(part) for part in trained] == [id(model.exits[layer]) for layer in ("1", "2", "3")]
+    [phase] = deebert.phases()
+    assert phase.trains is deebert.early_off_ramps
+    assert deebert.METHOD.starts_from is finetuned.METHOD
+
+
+def test_the_plain_model_s_loss_is_that_of_the_last_answer(setting: Setting) -> None:
+    logits = torch.randn(3, 2, 2)
+    loss = finetuned.last_exit_loss(MODEL, Answers(logits), batch_of([1, 0]))
+    wanted = (cross_entropy(logits[-1, 0], 1) + cross_entropy(logits[-1, 1], 0)) / 2
+    assert loss.item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_pabee_on_regression_from_training_to_the_runtime(setting: Setting) -> None:
+    regression = replace(setting, task="movie-valence", epochs=6, learning_rate=5e-3, pool="mean")
+    run = load_or_train(pabee.METHOD, regression, progress=False)
+    rule = rules.patience(tolerance=0.3)
+    curve = tradeoff.sweep(run.test, rule, run.metric)
+    assert rules.NEVER in set(curve.threshold)
+    assert curve.layers.min() < 4
+    assert curve.layers.max() == 4
+    assert run.history.loss.iloc[-1] < run.history.loss.iloc[0]
+    simulated = tradeoff.decide(run.test, rule, 1)
+    outcome = Runtime(run.model(), rule, 1)(run.samples("test"), batch_size=7)
+    assert outcome.stages.tolist() == simulated.stages.tolist()
+    torch.testing.assert_close(outcome.logits.float(), simulated.logits.float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_deebert_from_training_to_the_runtime(setting: Setting) -> None:
+    run = load_or_train(deebert.METHOD, setting, progress=False)
+    rule = deebert.METHOD.rules["entropy"]
+    threshold = tradeoff.threshold_for_speedup(run.dev, rule, 1.5)
+    simulated = tradeoff.decide(run.test, rule, threshold)
+    outcome = Runtime(run.model(), rule, threshold)(run.samples("test"), batch_size=7)
+    assert outcome.stages.tolist() == simulated.stages.tolist()
+    # Where everybody goes to the end, the plain model answers.
+    plain = load_or_train(finetuned.METHOD, setting, progress=False)
+    never = Runtime(run.model(), rule)(run.samples("test"))
+    torch.testing.assert_close(never.logits.float(), plain.test.logits[-1], atol=1e-5, rtol=1e-5)

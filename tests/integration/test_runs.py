@@ -1,0 +1,314 @@
+"""Runs: trained once, found again by all that decides their result, never half there."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from eeutils import runs, training
+from eeutils.errors import InputError
+from eeutils.evidence import record
+from eeutils.metrics import headline
+from eeutils.papers import deebert, finetuned, pabee
+from eeutils.runs import Run, load_or_train
+from eeutils.settings import Setting
+from eeutils.specs import TASKS
+from tests.tiny import tiny_task
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.usefixtures("tiny_tasks")
+
+
+def train(method: object = finetuned.METHOD, setting: Setting | None = None, **options: object) -> Run:
+    return load_or_train(method, setting, progress=False, **options)
+
+
+def refuse(*arguments: object, **options: object) -> None:
+    raise AssertionError("this run is there: nothing may be trained")
+
+
+def names() -> list[str]:
+    return sorted(path.name for path in runs.runs_dir().iterdir() if not path.name.startswith(".lock"))
+
+
+def test_a_run_that_is_there_is_loaded_without_training(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(pabee.METHOD, setting)
+    monkeypatch.setattr(training, "fit", refuse)
+    second = train(pabee.METHOD, setting)
+    assert second.directory == first.directory
+    assert torch.equal(first.test.logits, second.test.logits)
+    assert second.history.phase.tolist() == ["joint", "joint"]
+    assert names() == [first.directory.name], "checkpoints go once the run is safe"
+
+
+def test_a_run_holds_what_it_was_made_with(setting: Setting) -> None:
+    run = train(setting=setting)
+    assert run.config["method"] == "finetuned"
+    assert run.config["setting"] == setting.to_dict()
+    assert run.config["data"] == tiny_task().fingerprint
+    environment = json.loads((run.directory / "environment.json").read_text())
+    assert {"python", "packages", "commit", "time", "device", "threads"} <= set(environment)
+    assert run.dev.ids.tolist() == list(range(1000, 1020))
+    assert run.test.ids.tolist() == list(range(2000, 2024))
+    assert run.test.labels.tolist() == tiny_task().test["label"]
+    assert run.metric(run.test.predictions[0].numpy(), run.test.labels.numpy()) == headline(
+        TASKS["movie"], run.test.predictions[0].numpy(), run.test.labels.numpy()
+    )
+
+
+def test_the_model_of_a_run_says_again_what_its_evidence_says(setting: Setting) -> None:
+    # Poolers copied anew while loading, or a head that is not saved, would say something else.
+    for method in (finetuned.METHOD, deebert.METHOD, pabee.METHOD):
+        run = train(method, setting)
+        torch.manual_seed(123)
+        model = run.model()
+        assert not model.training
+        torch.testing.assert_close(record(model, run.samples("test")).logits, run.test.logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seed": 1}, {"epochs": 1}, {"learning_rate": 2e-3}, {"pool": "mean"}, {"train_size": 40}, {"task": "amazon"}],
+    ids=str,
+)
+def test_another_setting_is_another_run(setting: Setting, changes: dict[str, object]) -> None:
+    other = train(setting=replace(setting, **changes))
+    assert other.directory != train(setting=setting).directory
+    assert len(names()) == 2
+
+
+def test_another_option_is_another_run_and_shows_in_its_name(setting: Setting) -> None:
+    plain, shallow = train(setting=setting), train(setting=setting, layers=2)
+    assert plain.directory != shallow.directory
+    assert "-layers=2-" in shallow.directory.name
+    assert "layers" not in plain.directory.name
+    assert (shallow.test.layers, shallow.test.reference_layers) == ((2,), 4)
+    with pytest.raises(InputError, match=r"unknown option of finetuned 'layer' \(did you mean 'layers'\?\)"):
+        train(setting=setting, layer=2)
+
+
+def test_other_data_is_another_run(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(setting=setting)
+    monkeypatch.setattr(runs, "load_task", lambda name, **sizes: replace(tiny_task(), fingerprint="corrected"))
+    runs.task_of.cache_clear()
+    assert train(setting=setting).directory != first.directory
+
+
+METHOD_FILE = '''
+"""A method."""
+from eeutils.method import Method
+from eeutils.papers import finetuned
+
+
+def build(setting, classes):
+    """Build it."""
+    # A comment.
+    return finetuned.build(setting, classes)
+
+
+METHOD = Method("mine", "Mine", "nobody", build, finetuned.phases, {})
+'''
+
+
+def method_from(folder: Path, name: str, source: str) -> object:
+    """The METHOD of a file, as a paper's file would be imported."""
+    path = folder / f"{name}.py"
+    path.write_text(source)
+    specification = importlib.util.spec_from_file_location(name, path)
+    module: ModuleType = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    specification.loader.exec_module(module)
+    return module.METHOD
+
+
+@pytest.mark.parametrize(
+    ("change", "new"),
+    [
+        (lambda source: source.replace("# A comment.", "# Another comment, longer than the first."), False),
+        (lambda source: source.replace('"""Build it."""', '"""Build it with care.\n\n    And more.\n    """'), False),
+        (lambda source: source.replace("\n\n\n", "\n\n\n\n"), False),
+        (lambda source: source.replace("(setting, classes)\n", "(setting, classes, layers=1)\n"), True),
+        (lambda source: source.replace('"Mine"', '"Yours"'), True),
+    ],
+    ids=["comment", "docstring", "empty line", "code", "text in code"],
+)
+def test_changed_code_is_another_run_and_changed_prose_is_not(
+    setting: Setting, tmp_path: Path, change: Callable[[str], str], new: bool
+) -> None:
+    assert change(METHOD_FILE) != METHOD_FILE
+    first = train(method_from(tmp_path, "mine_before", METHOD_FILE), setting)
+    second = train(method_from(tmp_path, "mine_after", change(METHOD_FILE)), setting)
+    assert (first.directory != second.directory) == new
+
+
+@pytest.mark.parametrize(
+    "module", ["training", "exits", "batching", "backbone", "evidence", "tasks", "readers", "metrics", "cost"]
+)
+def test_changed_shared_code_is_another_run(setting: Setting, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    before = runs._config(deebert.METHOD, setting, {})
+    getsource = runs.inspect.getsource
+
+    def changed(what: ModuleType) -> str:
+        return getsource(what) + ("\nmore = 1\n" if what.__name__ == f"eeutils.{module}" else "")
+
+    monkeypatch.setattr(runs.inspect, "getsource", changed)
+    after = runs._config(deebert.METHOD, setting, {})
+    assert before["code"] != after["code"]
+    assert before["starts_from"] != after["starts_from"]
+
+
+def test_a_run_that_was_interrupted_is_never_taken_for_one_and_goes_on(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(setting=setting)
+    whole.directory.rename(whole.directory.with_name("kept"))
+    steps = []
+
+    def objective(*arguments: object) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == 9:  # in the second epoch
+            raise KeyboardInterrupt
+        return finetuned.last_exit_loss(*arguments)
+
+    broken = replace(finetuned.METHOD, phases=lambda layers: [replace(finetuned.phases()[0], objective=objective)])
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, setting)
+    assert names() == [next(name for name in names() if name.startswith(".work-")), "kept"]
+    again = train(broken, setting)
+    assert len(steps) == 9 + 6, "the first epoch of six steps must not be trained again"
+    kept = replace(whole, directory=whole.directory.with_name("kept"))
+    assert torch.equal(again.test.logits, kept.test.logits)
+    assert again.directory.exists()
+
+
+@pytest.mark.parametrize("what", ["save_model", "record", "environment"])
+def test_a_full_disk_leaves_no_half_run_and_the_next_call_does_not_train_again(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, what, full)
+        with pytest.raises(OSError, match="the disk is full"):
+            train(setting=setting)
+    assert all(name.startswith(".work-") for name in names())
+    steps = []
+
+    def objective(*arguments: object) -> torch.Tensor:
+        steps.append(1)
+        return finetuned.last_exit_loss(*arguments)
+
+    counted = replace(finetuned.METHOD, phases=lambda layers: [replace(finetuned.phases()[0], objective=objective)])
+    run = train(counted, setting)
+    assert run.test.samples == 24
+    assert len(steps) <= 6, "at most the last epoch is trained again"
+
+
+def test_evidence_that_was_cut_off_is_told_with_what_to_do(setting: Setting) -> None:
+    run = train(setting=setting)
+    path = run.directory / "evidence-test.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(InputError, match=r"evidence-test.safetensors is not readable evidence .*delete it"):
+        _ = train(setting=setting).test
+
+
+def test_a_deleted_or_cut_off_file_of_a_run_is_told_with_what_to_do(setting: Setting) -> None:
+    run = train(setting=setting)
+    weights = run.directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"model.safetensors .*delete"):
+        train(setting=setting).model()
+
+
+_WORKER = """
+    import sys, time
+    from pathlib import Path
+    from eeutils import runs, training
+    from eeutils.papers import finetuned
+    from eeutils.settings import Setting
+    from tests.tiny import tiny_task
+    import torch
+
+    torch.set_num_threads(1)
+    runs.load_task = lambda name, **sizes: tiny_task()
+    fit = training.fit
+
+    def counted(*arguments, **options):
+        Path(sys.argv[2], f"trained-{sys.argv[3]}").touch()
+        time.sleep(1)
+        return fit(*arguments, **options)
+
+    training.fit = counted
+    Path(sys.argv[2], f"ready-{sys.argv[3]}").touch()
+    while len(list(Path(sys.argv[2]).glob("ready-*"))) < 2:
+        time.sleep(0.01)
+    setting = Setting(backbone=sys.argv[1], epochs=1, batch_size=8, max_length=40)
+    print(runs.load_or_train(finetuned.METHOD, setting, progress=False).test.samples)
+"""
+
+
+def test_two_processes_that_want_the_same_run_train_it_once(encoder_folder: str, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "EEUTILS_RUNS": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", textwrap.dedent(_WORKER), encoder_folder, str(tmp_path)]
+    processes = [
+        subprocess.Popen([*arguments, str(number)], env=environment, stdout=subprocess.PIPE, text=True)
+        for number in (1, 2)
+    ]
+    assert [process.communicate(timeout=120)[0].split() for process in processes] == [["24"], ["24"]]
+    assert len(list(tmp_path.glob("trained-*"))) == 1
+
+
+def test_deebert_s_last_exit_answers_exactly_as_the_plain_model_it_starts_from(setting: Setting) -> None:
+    early, plain = train(deebert.METHOD, setting), train(finetuned.METHOD, setting)
+    assert torch.equal(early.test.logits[-1], plain.test.logits[-1])
+    assert torch.equal(early.dev.logits[-1], plain.dev.logits[-1])
+    assert early.config["starts_from"] is not None
+    assert len(names()) == 2
+
+
+def test_all_deebert_off_ramps_but_the_last_start_from_the_pre_trained_pooler_and_learn(setting: Setting) -> None:
+    untrained = deebert.build(setting, 2)
+    trained = train(deebert.METHOD, setting).model()
+    plain = train(finetuned.METHOD, setting).model()
+    for layer in ("1", "2", "3"):
+        assert not torch.equal(trained.exits[layer].pooler.dense.weight, untrained.exits[layer].pooler.dense.weight)
+    for name, tensor in plain.exits["4"].state_dict().items():
+        assert torch.equal(tensor, trained.exits["4"].state_dict()[name])
+    for name, tensor in plain.backbone.state_dict().items():
+        assert torch.equal(tensor, trained.backbone.state_dict()[name]), name
+
+
+def test_a_run_tells_what_it_says_of_another_task(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train(setting=setting)
+    elsewhere = run.evidence_on("amazon")
+    assert elsewhere.samples == 24
+    torch.testing.assert_close(elsewhere.logits, run.test.logits)
+    monkeypatch.setattr(runs, "record", refuse)
+    assert torch.equal(run.evidence_on("amazon").logits, elsewhere.logits)
+
+
+def test_a_regression_has_one_output(setting: Setting) -> None:
+    run = train(pabee.METHOD, replace(setting, task="movie-valence"))
+    assert run.test.classes == 1
+    assert run.test.regression
+
+
+def test_runs_of_different_keys_do_not_wait_for_each_other(setting: Setting) -> None:
+    begun = time.monotonic()
+    first = train(setting=setting)
+    key = first.directory.name.rsplit("-", 1)[1]
+    with runs.FileLock(runs.runs_dir() / f".lock-{key}"):
+        train(setting=setting)
+        train(setting=replace(setting, seed=5))
+    assert time.monotonic() - begun < 60

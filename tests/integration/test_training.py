@@ -1,0 +1,413 @@
+"""The training loop: it learns, it repeats itself, and an interruption anywhere changes nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+import eeutils.training as training
+from eeutils.batching import Batch, Samples
+from eeutils.errors import InputError
+from eeutils.evidence import Evidence
+from eeutils.exits import Answers, MultiExitModel, MultiStageModel
+from eeutils.settings import Setting
+from eeutils.training import Phase, answer_loss, fit, mean_stage_score
+from tests.helpers import accuracy
+from tests.tiny import tiny_model, tiny_samples
+
+ROOT = Path(__file__).parent.parent.parent
+TRAIN, DEV = tiny_samples(40, longest=6), tiny_samples(16, seed=9, longest=6)
+SETTING = Setting(epochs=2, batch_size=8, learning_rate=2e-3, pool="mean", early_stopping=9)
+
+
+def mean_loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+    return answer_loss(answers.logits, batch.labels).mean()
+
+
+def last_head(model: MultiStageModel) -> list[torch.nn.Module]:
+    return [model.exits["4"]]
+
+
+def train(
+    directory: Path,
+    phases: list[Phase] | None = None,
+    setting: Setting = SETTING,
+    checkpoint_seconds: float = 60.0,
+    **fitted: object,
+) -> tuple[MultiExitModel, pd.DataFrame]:
+    model = tiny_model(pool="mean")
+    history = fit(
+        model,
+        phases or [Phase("all", mean_loss)],
+        fitted.get("train", TRAIN),
+        DEV,
+        fitted.get("metric", accuracy),
+        setting,
+        directory,
+        progress=False,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    return model, history
+
+
+def same(one: tuple[MultiExitModel, pd.DataFrame], two: tuple[MultiExitModel, pd.DataFrame]) -> None:
+    """The same weights to the last bit, and the same history but for the clock."""
+    for (name, first), second in zip(one[0].state_dict().items(), two[0].state_dict().values(), strict=True):
+        assert torch.equal(first, second), name
+    clock = ["seconds", "samples_per_second"]
+    pd.testing.assert_frame_equal(one[1].drop(columns=clock), two[1].drop(columns=clock))
+
+
+def different(one: MultiExitModel, two: MultiExitModel) -> bool:
+    return any(not torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def interrupted_at(step: int, objective: Callable = mean_loss) -> Callable[[MultiStageModel, Answers, Batch], Tensor]:
+    """An objective that is interrupted once, at its given call (from 1)."""
+    calls = 0
+
+    def loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise KeyboardInterrupt
+        return objective(model, answers, batch)
+
+    return loss
+
+
+def two_phases(objective: Callable = mean_loss) -> list[Phase]:
+    return [Phase("all", objective), Phase("last head", objective, trains=last_head, learning_rate=1e-2)]
+
+
+def test_a_tiny_task_is_learned(tmp_path: Path) -> None:
+    model, history = train(
+        tmp_path, setting=Setting(epochs=12, batch_size=8, learning_rate=5e-3, pool="mean", early_stopping=99)
+    )
+    assert history.loss.iloc[-1] < 0.5 * history.loss.iloc[0]
+    assert history.score.max() > 0.9
+    assert not model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_history_tells_each_epoch(tmp_path: Path) -> None:
+    _, history = train(tmp_path, two_phases())
+    columns = [
+        "phase",
+        "epoch",
+        "loss",
+        "score",
+        "exit_1",
+        "exit_2",
+        "exit_3",
+        "exit_4",
+        "seconds",
+        "samples_per_second",
+        "best",
+    ]
+    assert list(history) == columns
+    assert history.phase.tolist() == ["all", "all", "last head", "last head"]
+    assert history.epoch.tolist() == [1, 2, 1, 2]
+    assert history.groupby("phase").best.sum().tolist() == [1, 1]
+    exits = history[["exit_1", "exit_2", "exit_3", "exit_4"]].mean(axis=1)
+    assert history.score.tolist() == pytest.approx(exits.tolist())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
+    first = train(tmp_path / "1", two_phases())
+    same(first, train(tmp_path / "2", two_phases()))
+    other = train(tmp_path / "3", two_phases(), setting=Setting(**(SETTING.to_dict() | {"seed": 1})))
+    assert different(first[0], other[0])
+
+
+# Five steps an epoch: in the first epoch, at its end, in the second, between the phases, in the second phase.
+@pytest.mark.parametrize("step", [1, 3, 5, 6, 9, 11, 13, 16])
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 60.0], ids=["saved every step", "saved every epoch"])
+def test_an_interrupted_run_ends_like_one_that_never_was(tmp_path: Path, step: int, checkpoint_seconds: float) -> None:
+    whole = train(tmp_path / "whole", two_phases())
+    broken = two_phases(interrupted_at(step))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", broken, checkpoint_seconds=checkpoint_seconds)
+    same(whole, train(tmp_path / "broken", two_phases(), checkpoint_seconds=checkpoint_seconds))
+
+
+def test_a_run_interrupted_again_and_again_ends_like_one_that_never_was(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", two_phases())
+    for _ in range(40):
+        try:
+            found = train(tmp_path / "broken", two_phases(interrupted_at(2)), checkpoint_seconds=0.0)
+            break
+        except KeyboardInterrupt:
+            continue
+    same(whole, found)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_an_interruption_while_dev_is_scored_costs_nothing(tmp_path: Path, epoch: int) -> None:
+    calls = 0
+
+    def monitor(evidence: Evidence, metric: Callable) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == epoch:
+            raise KeyboardInterrupt
+        return mean_stage_score(evidence, metric)
+
+    def phases() -> list[Phase]:
+        return [Phase("one", mean_loss, monitor=monitor), Phase("two", mean_loss, trains=last_head, monitor=monitor)]
+
+    whole = train(tmp_path / "whole", [Phase("one", mean_loss), Phase("two", mean_loss, trains=last_head)])
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", phases(), checkpoint_seconds=0.0)
+    same(whole, train(tmp_path / "broken", phases(), checkpoint_seconds=0.0))
+
+
+_KILLED = """
+    import sys, time
+    from pathlib import Path
+    import tests.integration.test_training as here
+    import torch
+
+    torch.set_num_threads(1)
+
+    def slow(model, answers, batch):
+        Path(sys.argv[2]).write_text("running")
+        time.sleep(0.05)
+        return here.mean_loss(model, answers, batch)
+
+    here.train(Path(sys.argv[1]), here.two_phases(slow), checkpoint_seconds=0.0)
+"""
+
+
+def test_a_run_that_is_killed_is_taken_up_where_it_stood(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", two_phases())
+    command = [sys.executable, "-c", textwrap.dedent(_KILLED), str(tmp_path / "killed"), str(tmp_path / "sign")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path)
+    until = time.monotonic() + 60
+    while len(list((tmp_path / "killed").glob("step-[3-9]/position.json"))) == 0:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    steps = 0
+
+    def counting(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return mean_loss(model, answers, batch)
+
+    same(whole, train(tmp_path / "killed", two_phases(counting)))
+    assert 0 < steps <= 17, "the three steps that were saved must not be taken again"
+
+
+def test_frozen_modules_do_not_move_and_run_without_dropout(tmp_path: Path) -> None:
+    seen: list[dict[str, bool]] = []
+
+    def objective(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+        seen.append({name: module.training for name, module in model.named_modules() if name})
+        return mean_loss(model, answers, batch)
+
+    before = {name: tensor.clone() for name, tensor in tiny_model(pool="mean").state_dict().items()}
+    model, _ = train(tmp_path, [Phase("last head", objective, trains=last_head)])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (not name.startswith("exits.4.")), name
+    for modes in seen:
+        for name, in_training in modes.items():
+            if name != "exits":
+                assert in_training == name.startswith("exits.4"), name
+
+
+def test_what_is_trained_runs_with_dropout(tmp_path: Path) -> None:
+    def objective(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+        assert all(module.training for module in model.modules())
+        return mean_loss(model, answers, batch)
+
+    train(tmp_path, [Phase("all", objective)])
+
+
+def test_clipping_looks_only_at_what_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clipped: list[set[int]] = []
+    clip = training.Accelerator.clip_grad_norm_
+
+    def watched(self: training.Accelerator, parameters: list, norm: float) -> Tensor:
+        clipped.append({id(parameter) for parameter in parameters})
+        assert norm == SETTING.gradient_clip
+        found = clip(self, parameters, norm)
+        total = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
+        assert total <= norm * 1.001
+        return found
+
+    monkeypatch.setattr(training.Accelerator, "clip_grad_norm_", watched)
+    model, _ = train(tmp_path, [Phase("last head", mean_loss, trains=last_head)])
+    assert clipped
+    assert all(found == {id(parameter) for parameter in model.exits["4"].parameters()} for found in clipped)
+    # Nothing else has a gradient that could have been counted.
+    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("exits.4."))
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path) -> None:
+    scores = iter([0.2, 0.9, 0.5, 0.9])
+    weights: list[dict[str, Tensor]] = []
+    model = tiny_model(pool="mean")
+
+    def monitor(evidence: Evidence, metric: Callable) -> float:
+        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return next(scores)
+
+    setting = Setting(**(SETTING.to_dict() | {"epochs": 4}))
+    phases = [Phase("all", mean_loss, monitor=monitor)]
+    history = fit(model, phases, TRAIN, DEV, accuracy, setting, tmp_path, progress=False)
+    assert history.best.tolist() == [False, True, False, False]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in model.state_dict().items())
+    assert any(not torch.equal(weights[1][name], weights[3][name]) for name in weights[1])
+
+
+def test_training_stops_early_when_dev_no_longer_gets_better(tmp_path: Path) -> None:
+    scores = iter([0.5, 0.6, 0.6, 0.1, 0.9])
+    setting = Setting(**(SETTING.to_dict() | {"epochs": 10, "early_stopping": 2}))
+    _, history = train(tmp_path, [Phase("all", mean_loss, monitor=lambda evidence, metric: next(scores))], setting)
+    assert history.score.tolist() == [0.5, 0.6, 0.6, 0.1]
+    assert history.best.tolist() == [False, True, False, False]
+
+
+def test_a_phase_may_have_its_own_epochs_and_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    adamw = torch.optim.AdamW
+
+    def watched(groups: list, **options: float) -> torch.optim.AdamW:
+        rates.append(options["lr"])
+        return adamw(groups, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", watched)
+    phases = [Phase("one", mean_loss, epochs=1), Phase("two", mean_loss, epochs=3, learning_rate=0.5, trains=last_head)]
+    _, history = train(tmp_path, phases)
+    assert history.phase.tolist() == ["one", "two", "two", "two"]
+    assert rates == [SETTING.learning_rate, 0.5]
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *arguments: object, **options: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    train(tmp_path, setting=Setting(**(SETTING.to_dict() | {"warmup": 0.2, "learning_rate": 1.0})))
+    assert rates == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+
+
+def test_weight_decay_is_on_matrices_only() -> None:
+    model = tiny_model()
+    model.requires_grad_(False)
+    model.exits["2"].requires_grad_(True)
+    matrices, vectors = training._decay_groups(model, 0.25)
+    head = model.exits["2"]
+    assert {id(p) for p in matrices["params"]} == {id(head.classifier.weight), id(head.pooler.dense.weight)}
+    assert {id(p) for p in vectors["params"]} == {id(head.classifier.bias), id(head.pooler.dense.bias)}
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.25, 0.0)
+
+
+def test_every_sample_is_trained_on_once_an_epoch(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def objective(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+        seen.extend(batch.ids.tolist())
+        return mean_loss(model, answers, batch)
+
+    odd = tiny_samples(37, longest=6)
+    train(tmp_path, [Phase("all", objective)], train=odd)
+    assert sorted(seen[:37]) == sorted(seen[37:]) == list(range(37))
+    assert seen[:37] != seen[37:]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(tmp_path: Path, value: float) -> None:
+    def objective(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+        return mean_loss(model, answers, batch) * value
+
+    with pytest.raises(InputError, match=rf"loss of phase 'all' became {value} in epoch 1; lower learning_rate"):
+        train(tmp_path, [Phase("all", objective)])
+
+
+def test_training_refuses_what_it_cannot_train(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="phase 'none' trains no parameter"):
+        train(tmp_path, [Phase("none", mean_loss, trains=lambda model: [])])
+    unlabelled = Samples(TRAIN.tokens, TRAIN.types, None, TRAIN.ids, TRAIN.padding)
+    with pytest.raises(InputError, match="labels for train and dev"):
+        train(tmp_path, train=unlabelled)
+    with pytest.raises(InputError, match="at least one sample"):
+        train(tmp_path, train=Samples((), None, TRAIN.labels[:0], TRAIN.ids[:0], 0))
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.Accelerator, "num_processes", property(lambda self: 3))
+    with pytest.raises(InputError, match="batch_size 8 cannot be shared by 3 processes; choose a multiple"):
+        train(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("write failed: No space left on device")]
+)
+@pytest.mark.parametrize("what", ["checkpoint", "best weights"])
+def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, what: str
+) -> None:
+    whole = train(tmp_path / "whole", two_phases())
+    calls = 0
+
+    def full_at(real: Callable) -> Callable:
+        def write(*arguments: object, **options: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                Path(str(arguments[1])).parent.mkdir(exist_ok=True)
+                raise error
+            return real(*arguments, **options)
+
+        return write
+
+    with monkeypatch.context() as patch:
+        if what == "checkpoint":
+            patch.setattr(training.Accelerator, "save_state", full_at(training.Accelerator.save_state))
+        else:
+            patch.setattr(training, "save_model", full_at(training.save_model))
+        with pytest.raises(OSError, match=r"the disk is full: .* was not written; free some space and run again"):
+            train(tmp_path / "full", two_phases(), checkpoint_seconds=0.0)
+    assert calls == 3
+    assert not list((tmp_path / "full").glob(".partial-*"))
+    same(whole, train(tmp_path / "full", two_phases(), checkpoint_seconds=0.0))
+
+
+def test_only_one_checkpoint_is_kept(tmp_path: Path) -> None:
+    def objective(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+        assert len(list(tmp_path.glob("step-*"))) <= 1
+        return mean_loss(model, answers, batch)
+
+    train(tmp_path, [Phase("all", objective)], checkpoint_seconds=0.0)
+    training.remove_checkpoints(tmp_path)
+    assert not tmp_path.exists()
+
+
+def test_the_loss_of_each_answer_is_torch_s_own() -> None:
+    logits, labels = torch.randn(3, 5, 4), torch.tensor([0, 3, 1, 1, 2])
+    losses = answer_loss(logits, labels)
+    for stage in range(3):
+        for sample in range(5):
+            one = torch.nn.functional.cross_entropy(logits[stage, sample], labels[sample])
+            assert losses[stage, sample].item() == pytest.approx(one.item(), abs=1e-6)
+    numbers = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5])
+    squared = (logits[..., 0] - numbers) ** 2
+    torch.testing.assert_close(answer_loss(logits[..., :1], numbers), squared)

@@ -1,0 +1,81 @@
+"""README keeps its word: each of its commands is run here, or shown to be one that the repository has."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eeutils.files import repository_root
+from eeutils.specs import spec_of
+from eeutils.tasks import load_task
+
+ROOT = repository_root()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+
+
+def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make ")])
+def test_a_make_command_names_a_target_and_variables_that_exist(command: str) -> None:
+    # -n: the Makefile reads everything and refuses what it does not know, and runs nothing.
+    planned = run(["bash", "-c", command.replace("make ", "make -n ", 1)])
+    assert planned.returncode == 0, planned.stderr
+
+
+def test_the_papermill_command_runs(tmp_path: Path) -> None:
+    (command,) = [line for line in commands() if "papermill" in line]
+    tool, notebook, out, *parameters = command.split()
+    assert tool.endswith("/papermill")
+    assert out == "out.ipynb"
+    papermill = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, str(tmp_path / out)]
+    done = run([*papermill, *parameters, "-p", "profile", "smoke"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / out).exists()
+
+
+def test_every_command_is_one_that_is_tested_here() -> None:
+    assert all(line.startswith("make ") or "papermill" in line for line in commands())
+
+
+def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("python")
+    assert '"quick"' in code
+    exec(compile(code.replace('"quick"', '"smoke"'), "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "layer_speedup" in printed
+    assert printed.count("tensor(") == 2
+
+
+def test_the_own_task_example_loads(tmp_path: Path) -> None:
+    (card,) = blocks("toml")
+    folder = tmp_path / "tickets"
+    folder.mkdir()
+    (folder / "task.toml").write_text(card, encoding="utf-8")
+    for split in ("train", "test"):
+        rows = [f"{split} ticket {row}\t{('routine', 'urgent')[row % 2]}" for row in range(120)]
+        (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n", encoding="utf-8")
+    assert spec_of(str(folder)).class_names == ("routine", "urgent")
+    assert len(load_task(str(folder)).test) == 120
+
+
+def test_links_and_figures_exist() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_map_names_every_module() -> None:
+    named = set(re.findall(r"`([a-z/*]+)`", README))
+    modules = {path.stem for path in (ROOT / "eeutils").glob("*.py")} - {"__init__"}
+    assert modules - named == set()

@@ -1,0 +1,107 @@
+"""What notebooks get from the package: checked parameters, sources, tables, figures with alternative texts."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from eeutils import notebook, plots
+from eeutils.errors import InputError
+from eeutils.settings import Setting
+
+PARAMETERS = {"profile": "smoke", "task": "movie", "backbone": "minilm-l6", "seed": 3, "save_to": ""}
+
+CURVE = pd.DataFrame(
+    {
+        "layer_speedup": [3.0, 1.5, 1.0],
+        "flops_speedup": [2.9, 1.4, 0.99],
+        "score": [0.7, 0.8, 0.85],
+        "leave_1": [0.6, 0.2, 0.0],
+        "leave_2": [0.4, 0.8, 1.0],
+    }
+)
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    displayed: list[object] = []
+    for module in (notebook, plots):
+        monkeypatch.setattr(module, "display", displayed.append)
+    return displayed
+
+
+def test_a_notebooks_globals_become_its_setting() -> None:
+    namespace = {**PARAMETERS, "np": np, "Setting": Setting, "setting_of": notebook.setting_of, "_": 1}
+    assert notebook.setting_of(namespace) == Setting.from_profile("smoke", "movie", "minilm-l6", 3)
+
+
+def test_a_misspelt_parameter_stops_the_notebook_with_the_valid_ones() -> None:
+    with pytest.raises(InputError, match=r"unknown notebook parameter 'sede' \(did you mean 'seed'\?\).*backbone"):
+        notebook.setting_of({**PARAMETERS, "sede": 1})
+
+
+@pytest.mark.parametrize(("name", "value"), [("profile", "fast"), ("task", "movies"), ("seed", -1)])
+def test_an_unknown_value_stops_the_notebook(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=name):
+        notebook.setting_of(PARAMETERS | {name: value})
+
+
+def test_a_notebook_for_classes_refuses_a_regression() -> None:
+    with pytest.raises(InputError, match=r"movie-valence.*is a regression; choose one of: movie, amazon"):
+        notebook.needs_classes(Setting(task="movie-valence"))
+    notebook.needs_classes(Setting(task="movie"))
+
+
+def test_the_source_that_is_shown_is_the_one_that_runs(shown: list[object]) -> None:
+    notebook.show_source(notebook.keep_table)
+    (markdown,) = shown
+    assert markdown.data.startswith("```python\ndef keep_table(")
+    assert "to_csv" in markdown.data
+
+
+def test_a_table_is_kept_only_where_the_reader_asked_for_it(tmp_path: Path) -> None:
+    notebook.keep_table(CURVE, "", "curve")
+    assert list(tmp_path.iterdir()) == []
+    notebook.keep_table(CURVE, tmp_path, "curve")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "results" / "curve.csv"), CURVE)
+
+
+def test_a_figure_is_shown_with_its_alternative_text_and_kept(shown: list[object], tmp_path: Path) -> None:
+    plots.show(plots.tradeoff({"rule": CURVE}, metric="accuracy"), "what it shows", tmp_path, "curve")
+    (image,) = shown
+    data, metadata = image._repr_mimebundle_()
+    assert metadata["image/png"]["alt"] == "what it shows"
+    assert Image.open(io.BytesIO((tmp_path / "figures" / "curve.png").read_bytes())).width > 400
+    assert plt.get_fignums() == []  # closed: a notebook with many figures must not keep them all
+    assert data
+
+
+def test_a_trade_off_names_every_curve_and_says_which_speed_up_it_draws() -> None:
+    oracle = pd.DataFrame({"layer_speedup": [2.0], "flops_speedup": [1.9], "score": [0.9]})
+    figure = plots.tradeoff({"a": CURVE, "b": CURVE}, metric="f1", fixed={"b": CURVE}, separate=CURVE, oracle=oracle)
+    axes = figure.axes[0]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names[:2] == ["a", "b"]
+    assert len(names) == 5
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("layer speed-up", "f1")
+    by_flops = plots.tradeoff({"a": CURVE}, metric="f1", speedup="flops").axes[0]
+    assert by_flops.get_xlabel() == "FLOPs speed-up"
+    assert sorted(by_flops.lines[0].get_xdata()) == sorted(CURVE.flops_speedup)
+    plt.close("all")
+
+
+def test_journeys_frame_the_layer_at_which_a_sentence_leaves() -> None:
+    probabilities = np.array([[0.9, 0.95, 0.99], [0.4, 0.6, 0.8]])
+    figure = plots.journeys(
+        ["short", "long " * 40], probabilities, [0, 2], ["good", "bad"], layers=[1, 2, 3], positive="good"
+    )
+    frames = [patch for patch in figure.axes[0].patches if not patch.get_fill()]
+    assert [(frame.get_x(), frame.get_y()) for frame in frames] == [(0, 0), (2, 1)]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[0] == "short  (good)"
+    assert labels[1].endswith("...  (bad)")
+    plt.close("all")

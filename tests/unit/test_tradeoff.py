@@ -1,0 +1,291 @@
+"""Sweeps against a loop over samples and thresholds, and readings of the curve against numbers worked out by hand."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eeutils import rules
+from eeutils.errors import InputError
+from eeutils.evidence import Evidence
+from eeutils.tradeoff import (
+    area,
+    decide,
+    fixed_exits,
+    operate,
+    score_at,
+    sweep,
+    threshold_for_loss,
+    threshold_for_speedup,
+)
+from tests.helpers import accuracy, every_rule, make_evidence, negative_error, random_evidence, regression_rules
+
+EARLIEST = {"entropy": 1, "confidence": 1, "margin": 1, "patience": 2, "vote": 1, "divergence (jsd)": 2, "policy": 1}
+EARLIEST |= {"entropy, 2 in a row": 2, "divergence (jsd), 3 in a row": 4, "fixed exit 2": 2, "random": 1}
+
+
+def leave_one_by_one(evidence: Evidence, rule: rules.Rule, threshold: float) -> list[int]:
+    """The stage at which each sample leaves, as one would write it without tensors."""
+    readiness = rule.readiness(evidence)
+    stages = []
+    for sample in range(evidence.samples):
+        for stage in range(evidence.stages):
+            if readiness[stage, sample] >= threshold or stage == evidence.stages - 1:
+                stages.append(stage)
+                break
+    return stages
+
+
+def point_one_by_one(evidence: Evidence, rule: rules.Rule, metric, threshold: float) -> dict[str, float]:
+    stages = leave_one_by_one(evidence, rule, threshold)
+    answers = rule.answers(evidence)
+    said = [answers[stage, sample] for sample, stage in enumerate(stages)]
+    predictions = [float(logits[0]) if len(logits) == 1 else int(logits.argmax()) for logits in said]
+    layers = np.mean([evidence.layers[stage] for stage in stages])
+    flops = np.mean([float(evidence.cost[stage, sample]) for sample, stage in enumerate(stages)])
+    return {
+        "score": metric(np.array(predictions), evidence.labels.numpy()),
+        "layers": layers,
+        "layer_speedup": evidence.reference_layers / layers,
+        "flops": flops,
+        "flops_speedup": float(evidence.reference_cost.mean()) / flops,
+        **{f"leave_{stage + 1}": stages.count(stage) / len(stages) for stage in range(evidence.stages)},
+    }
+
+
+def uneven(evidence: Evidence) -> Evidence:
+    """The same answers from stages on layers 2, 3, 5, .., and samples of different cost."""
+    layers = tuple(2 * stage + 2 - stage % 2 for stage in range(evidence.stages))
+    lengths = torch.arange(1, evidence.samples + 1, dtype=torch.float64)
+    cost = torch.tensor(layers)[:, None] * lengths**2 + 3
+    return replace(evidence, layers=layers, reference_layers=12, cost=cost, reference_cost=12 * lengths**2 + 1)
+
+
+@pytest.mark.parametrize("name", every_rule())
+def test_a_sweep_equals_a_loop_over_samples_and_thresholds(name: str) -> None:
+    evidence, rule = uneven(random_evidence(3, 5, 12, 3, step=0.5)), every_rule()[name]
+    curve = sweep(evidence, rule, accuracy)
+    assert len(curve) >= 1
+    for row in curve.to_dict("records"):
+        threshold = row.pop("threshold")
+        assert row == pytest.approx(point_one_by_one(evidence, rule, accuracy, threshold)), threshold
+
+
+@pytest.mark.parametrize("name", regression_rules())
+def test_a_sweep_of_a_regression_equals_a_loop(name: str) -> None:
+    evidence, rule = uneven(random_evidence(4, 5, 12, 1, step=0.2)), regression_rules()[name]
+    for row in sweep(evidence, rule, negative_error).to_dict("records"):
+        threshold = row.pop("threshold")
+        wanted = point_one_by_one(evidence, rule, negative_error, threshold)
+        assert row == pytest.approx(wanted, abs=1e-6), threshold
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 10**6),
+    stages=st.integers(1, 6),
+    samples=st.integers(1, 9),
+    classes=st.integers(2, 4),
+    scale=st.sampled_from([1.0, 1e4]),
+    name=st.sampled_from(sorted(every_rule())),
+)
+def test_the_curve_is_monotone_in_the_threshold_and_never_ends_it_at_the_last_stage(
+    seed: int, stages: int, samples: int, classes: int, scale: float, name: str
+) -> None:
+    evidence, rule = random_evidence(seed, stages, samples, classes, scale, step=0.25), every_rule()[name]
+    curve = sweep(evidence, rule, accuracy)
+    assert curve.layers.is_monotonic_increasing
+    by_threshold = curve.sort_values("threshold")
+    assert by_threshold.layers.is_monotonic_increasing
+    assert by_threshold.flops.is_monotonic_increasing
+    never = curve[curve.threshold == rules.NEVER].iloc[0]
+    last = rule.answers(evidence)[-1].argmax(dim=-1)
+    assert never.layers == stages
+    assert never[f"leave_{stages}"] == 1
+    assert never.score == accuracy(last.numpy(), evidence.labels.numpy())
+
+
+@pytest.mark.parametrize("name", EARLIEST)
+def test_the_loosest_threshold_gives_the_earliest_stage_at_which_the_rule_can_leave(name: str) -> None:
+    evidence, rule = random_evidence(5, 6, 200, 2), every_rule()[name]
+    loosest = max(rule.low, -1e300)
+    assert decide(evidence, rule, loosest).stages.min() + 1 == EARLIEST[name]
+    if name not in {"patience", "policy", "random"}:
+        assert decide(evidence, rule, loosest).stages.max() + 1 == EARLIEST[name]
+    assert sweep(evidence, rule, accuracy)["leave_" + str(EARLIEST[name])].max() > 0
+
+
+def test_turning_points_are_found_whatever_their_number_and_points_limits_them() -> None:
+    evidence = random_evidence(6, 4, 300, 2)
+    whole = sweep(evidence, rules.entropy(), accuracy, points=10**6)
+    few = sweep(evidence, rules.entropy(), accuracy, points=11)
+    assert len(whole) > 300
+    assert 5 <= len(few) <= 12
+    assert few.layers.min() < 1.6
+    assert few.layers.max() == 4
+    # Every exit that any threshold can bring about is on the curve of all turning points.
+    for threshold in np.linspace(0, 1, 57):
+        layers = operate(evidence, rules.entropy(), accuracy, float(threshold))["layers"]
+        assert np.isclose(whole.layers, layers).any()
+
+
+def test_given_thresholds_are_the_ones_on_the_curve_cheapest_first() -> None:
+    evidence = random_evidence(7, 5, 50, 2)
+    curve = sweep(evidence, rules.patience(), accuracy, [4, 1, rules.NEVER, 2])
+    assert set(curve.threshold) == {1, 2, 4, rules.NEVER}
+    assert curve.layers.is_monotonic_increasing
+    assert list(curve)[:6] == ["threshold", "score", "layers", "layer_speedup", "flops", "flops_speedup"]
+    assert curve.filter(like="leave_").sum(axis=1).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_a_sweep_refuses_what_it_cannot_do() -> None:
+    evidence = random_evidence(8, 3, 5, 2)
+    with pytest.raises(InputError, match="needs labels"):
+        sweep(replace(evidence, labels=None), rules.entropy(), accuracy)
+    with pytest.raises(InputError, match="outside the range"):
+        sweep(evidence, rules.entropy(), accuracy, [0.5, 2.0])
+    with pytest.raises(InputError, match="at least one threshold"):
+        sweep(evidence, rules.entropy(), accuracy, [])
+    with pytest.raises(InputError, match="regression"):
+        sweep(random_evidence(8, 3, 5, 1), rules.entropy(), negative_error)
+
+
+def test_fixed_exits_score_each_stage_on_its_own() -> None:
+    evidence = uneven(random_evidence(9, 4, 30, 3))
+    found = fixed_exits(evidence, accuracy)
+    assert found.stage.tolist() == [1, 2, 3, 4]
+    assert found.layers.tolist() == list(evidence.layers)
+    assert found.flops.tolist() == pytest.approx(evidence.cost.mean(dim=1).tolist())
+    wanted = [accuracy(row.numpy(), evidence.labels.numpy()) for row in evidence.predictions]
+    assert found.score.tolist() == pytest.approx(wanted)
+
+
+def test_layers_and_flops_are_never_confused() -> None:
+    # Four layers cost 100 together, but the heads make the first two stages dear.
+    evidence = make_evidence(torch.zeros(2, 1, 2), [0], layers=(1, 4), cost=torch.tensor([[60.0], [110.0]]))
+    evidence = replace(evidence, reference_cost=torch.tensor([100.0]))
+    first = fixed_exits(evidence, accuracy).iloc[0]
+    assert (first.layers, first.layer_speedup) == (1, 4)
+    assert (first.flops, first.flops_speedup) == (60, pytest.approx(100 / 60))
+
+
+def hand_made() -> pd.DataFrame:
+    """0.6 at cost 1/4 (4x), 0.8 at cost 1/2 (2x), 0.9 at cost 1; in FLOPs a little dearer."""
+    return pd.DataFrame(
+        {
+            "threshold": [0.1, 0.5, math.inf],
+            "score": [0.6, 0.8, 0.9],
+            "layer_speedup": [4.0, 2.0, 1.0],
+            "flops_speedup": [3.0, 1.6, 0.9],
+        }
+    )
+
+
+def test_scores_between_two_points_are_on_a_line_in_cost_not_in_speedup() -> None:
+    curve = hand_made()
+    assert score_at(curve, 4) == pytest.approx(0.6)
+    assert score_at(curve, 1) == pytest.approx(0.9)
+    # 3x costs 1/3: a third of the way from 1/4 to 1/2. On a line in speed-up it would be 0.7.
+    assert score_at(curve, 3) == pytest.approx(0.6 + 0.2 / 3)
+    assert score_at(curve, 1.6) == pytest.approx(0.825)
+    assert score_at(curve, 3, axis="flops") == pytest.approx(0.6)
+    # The point of 0.9x costs 1/0.9; 1x is on the line from 1/1.6 to there.
+    assert score_at(curve, 1, axis="flops") == pytest.approx(0.8 + 0.1 * (1 - 1 / 1.6) / (1 / 0.9 - 1 / 1.6))
+    assert score_at(curve.sample(frac=1, random_state=0), 3) == score_at(curve, 3)
+
+
+def test_a_speedup_that_the_curve_does_not_reach_is_nan_not_a_guess() -> None:
+    curve = hand_made()
+    assert math.isnan(score_at(curve, 4.1))
+    assert math.isnan(score_at(curve, 0.9))
+    assert math.isnan(score_at(curve, 3.1, axis="flops"))
+
+
+def test_points_of_the_same_cost_count_by_their_mean() -> None:
+    curve = pd.concat([hand_made(), pd.DataFrame({"score": [0.7], "layer_speedup": [2.0], "flops_speedup": [1.6]})])
+    assert score_at(curve, 2) == pytest.approx(0.75)
+
+
+def test_the_area_is_the_mean_height_by_hand() -> None:
+    curve = hand_made()
+    assert area(curve) == pytest.approx(0.85)
+    # From 1/4 to 1: a quarter at a mean height of 0.7, a half at 0.85, over three quarters.
+    assert area(curve, low=1 / 4) == pytest.approx((0.25 * 0.7 + 0.5 * 0.85) / 0.75)
+    assert math.isnan(area(curve, low=1 / 5))
+    assert area(curve.iloc[:2]) == pytest.approx(0.8)
+    # Without the point at a half, half-way along the line from 1/4 to 1 is inside it: 0.6 + 0.3 / 3 = 0.7 there.
+    assert area(curve.iloc[[0, 2]]) == pytest.approx((0.7 + 0.9) / 2)
+
+
+def easy_first() -> Evidence:
+    """Ten samples of label 1, right from stage 2 on and surer the smaller their number; at stage 1 samples 0 and 1 are
+    sure and wrong."""
+    gaps = torch.linspace(5.0, 0.5, 10)
+    first = torch.where(torch.arange(10) < 2, -gaps, gaps / 100)
+    logits = torch.stack([torch.stack([torch.zeros(10), row], dim=-1) for row in (first, gaps, gaps + 1)])
+    return make_evidence(logits, [1] * 10, layers=(1, 2, 4))
+
+
+def test_the_threshold_for_a_speedup_is_the_nearest_in_cost_and_needs_no_labels() -> None:
+    evidence = easy_first()
+    unlabelled = replace(evidence, labels=None)
+    for speedup in (1.0, 1.2, 1.5, 2.0, 4.0):
+        chosen = threshold_for_speedup(unlabelled, rules.confidence(), speedup)
+        curve = sweep(evidence, rules.confidence(), accuracy)
+        nearest = (1 / curve.layer_speedup - 1 / speedup).abs().min()
+        found = operate(evidence, rules.confidence(), accuracy, chosen)["layer_speedup"]
+        assert abs(1 / found - 1 / speedup) == pytest.approx(nearest)
+    assert threshold_for_speedup(evidence, rules.confidence(), 1.0) == rules.NEVER
+    flops = threshold_for_speedup(evidence, rules.confidence(), 2.0, axis="flops")
+    assert operate(evidence, rules.confidence(), accuracy, flops)["flops_speedup"] == pytest.approx(2.0, rel=0.1)
+    with pytest.raises(InputError, match="1 or more"):
+        threshold_for_speedup(evidence, rules.confidence(), 0.5)
+
+
+def test_the_threshold_for_a_tolerated_loss_is_the_fastest_that_keeps_it() -> None:
+    evidence = easy_first()
+    # 0 tolerated: samples 0 and 1 must pass stage 1, so stage 1 may let nobody go who is as sure as they are wrong.
+    none = threshold_for_loss(evidence, rules.entropy(), accuracy, 0.0)
+    point = operate(evidence, rules.entropy(), accuracy, none)
+    assert point["score"] == 1
+    # 0.2 tolerated: the two wrong ones may leave first, and then everybody may.
+    some = threshold_for_loss(evidence, rules.entropy(), accuracy, 0.2)
+    assert operate(evidence, rules.entropy(), accuracy, some)["layers"] == 1
+    for tolerance in (0.0, 0.1, 0.2):
+        chosen = threshold_for_loss(evidence, rules.entropy(), accuracy, tolerance)
+        curve = sweep(evidence, rules.entropy(), accuracy)
+        fastest = curve[curve.score >= 1 - tolerance - 1e-9].layers.min()
+        assert operate(evidence, rules.entropy(), accuracy, chosen)["layers"] == fastest
+    with pytest.raises(InputError, match="0 or more"):
+        threshold_for_loss(evidence, rules.entropy(), accuracy, -0.1)
+
+
+@pytest.mark.parametrize("read", [score_at, area, threshold_for_speedup, threshold_for_loss])
+def test_an_unknown_axis_is_refused_with_the_valid_ones(read) -> None:
+    evidence, curve = easy_first(), hand_made()
+    arguments = {
+        score_at: (curve, 2.0),
+        area: (curve,),
+        threshold_for_speedup: (evidence, rules.entropy(), 2.0),
+        threshold_for_loss: (evidence, rules.entropy(), accuracy, 0.1),
+    }[read]
+    with pytest.raises(InputError, match="unknown axis 'seconds'; choose one of: flops, layers"):
+        read(*arguments, axis="seconds")
+
+
+@given(layers=st.lists(st.integers(1, 12), min_size=1, max_size=30))
+def test_expected_saving_and_speedup_are_two_names_of_one_thing(layers: list[int]) -> None:
+    # DeeBERT prints 1 - a / L, PABEE and later papers L / a: a saving of 50% is 2x, of 75% is 4x.
+    evidence = make_evidence(torch.zeros(12, len(layers), 2), [0] * len(layers))
+    reached = torch.zeros(12, len(layers), dtype=torch.float64)
+    reached[torch.tensor(layers) - 1, torch.arange(len(layers))] = 1
+    given_exits = rules.Rule("given", lambda evidence: reached)
+    point = operate(evidence, given_exits, accuracy, 1.0)
+    saving = 1 - np.mean(layers) / 12
+    assert 1 - 1 / point["layer_speedup"] == pytest.approx(saving)
+    assert point["layers"] == pytest.approx(np.mean(layers))
