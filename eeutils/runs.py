@@ -31,9 +31,10 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
-from eeutils import backbone, batching, cost, evidence, exits, metrics, readers, tasks, tradeoff, training
+from eeutils import backbone, batching, checkpoints, cost, evidence, exits, metrics, readers, tasks, tradeoff, training
 from eeutils.backbone import load_tokenizer
 from eeutils.batching import Samples, encode_split
+from eeutils.checkpoints import remove_checkpoints
 from eeutils.errors import InputError
 from eeutils.evidence import Evidence, record
 from eeutils.exits import MultiStageModel
@@ -46,7 +47,7 @@ from eeutils.tradeoff import Metric
 
 log = logging.getLogger(__name__)
 
-_CODE = (readers, tasks, metrics, backbone, batching, cost, evidence, exits, tradeoff, training)
+_CODE = (readers, tasks, metrics, backbone, batching, checkpoints, cost, evidence, exits, tradeoff, training)
 SPLITS = ("dev", "test")
 
 
@@ -170,7 +171,7 @@ def _train(run: Run, config: dict[str, Any], parent: Run | None, progress: bool)
             history.to_csv(partial_directory / "history.csv", index=False)
             (partial_directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             (partial_directory / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-        training.remove_checkpoints(work)
+        remove_checkpoints(work)
     state.wait_for_everyone()
 
 
@@ -275,12 +276,16 @@ def _code_fingerprint(method: Method) -> str:
 
 
 def _without_prose(source: str) -> str:
-    """A module's syntax tree without docstrings (comments are never in it)."""
+    """A module's syntax tree without docstrings, those of constants included (comments are never in it)."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [line for line in node.body if not _is_prose(line)] or [ast.Pass()]
     return ast.dump(tree)
+
+
+def _is_prose(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
 
 
 def _hash(value: Any) -> str:

@@ -13,29 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from eeutils.batching import Batch, Samples, encode
 from eeutils.errors import InputError
-from eeutils.evidence import Evidence, predict
+from eeutils.evidence import Evidence
 from eeutils.exits import Answer, MultiStageModel, stack
 from eeutils.rules import NEVER, Rule
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the runtime answers: `logits` (N, C) as the rule gives them, and the stage (from 0) where a sample left."""
-
-    logits: Float[Tensor, "samples classes"]
-    stages: Int[Tensor, " samples"]
-
-    @property
-    def predictions(self) -> Tensor:
-        """(N,) classes, or numbers for regression."""
-        return predict(self.logits)
+from eeutils.tradeoff import Decision
 
 
 @dataclass(frozen=True)
@@ -79,7 +66,7 @@ class Runtime:
 
     def __call__(
         self, texts: Sequence[str] | Samples, text_pairs: Sequence[str] | None = None, batch_size: int = 32
-    ) -> Outcome:
+    ) -> Decision:
         """Answer texts (or already tokenised samples), in their order.
 
         Raises:
@@ -89,13 +76,13 @@ class Runtime:
         order = samples.lengths.argsort(stable=True)
         outcomes = [self.run(samples.batch(rows.tolist())) for rows in order.split(batch_size)]
         back = order.argsort()
-        return Outcome(
-            torch.cat([outcome.logits for outcome in outcomes])[back],
+        return Decision(
             torch.cat([outcome.stages for outcome in outcomes])[back],
+            torch.cat([outcome.logits for outcome in outcomes])[back],
         )
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> Outcome:
+    def run(self, batch: Batch) -> Decision:
         """Answer one batch."""
         model = self.model
         if model.training:
@@ -125,7 +112,7 @@ class Runtime:
                 waiting, ids = waiting[stay], ids[stay]
                 said = [_rows(earlier, stay) for earlier in said]
                 state = model.select(state, stay.to(device))
-        return Outcome(logits, stages)
+        return Decision(stages, logits)
 
     def measure(self, samples: Samples, batch_size: int, warm_up: int = 3, progress: bool = False) -> Timing:
         """Seconds of each batch, in order of length, after `warm_up` batches; tokenisation is not in it.

@@ -21,14 +21,17 @@ from eeutils.evidence import Evidence, predict
 from eeutils.rules import NEVER, Rule
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
-"""(predictions, labels) -> score, such as `functools.partial(tasks.headline, spec)`."""
+"""(predictions, labels) -> score, such as `functools.partial(metrics.headline, spec)`."""
 
 AXES = ("layers", "flops")
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Where N samples leave (stage from 0) and what they answer there."""
+    """Where N samples leave (stage from 0) and what they answer there: simulated by `decide`, or really by the runtime.
+
+    `logits` are as the rule gives them: the largest entry is the answer.
+    """
 
     stages: Int[Tensor, " samples"]
     logits: Float[Tensor, "samples classes"]

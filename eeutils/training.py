@@ -7,11 +7,9 @@ as one that was never interrupted.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +18,16 @@ import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from eeutils.batching import Batch, LengthBuckets, Samples
+from eeutils.checkpoints import Checkpoints, Position
 from eeutils.errors import InputError
 from eeutils.evidence import Evidence, record
 from eeutils.exits import Answers, MultiStageModel
-from eeutils.files import atomic_write, explain_full_disk
 from eeutils.settings import Setting
 from eeutils.tradeoff import Metric, fixed_exits
 
@@ -70,20 +67,6 @@ def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
         return (logits[..., 0] - labels.to(logits.dtype)).square()
     repeated = labels.expand(stages, samples).reshape(-1)
     return nn.functional.cross_entropy(logits.reshape(-1, classes), repeated, reduction="none").view(stages, samples)
-
-
-@dataclass
-class _Position:
-    """Where a run stands: the next step to take, and what was found so far."""
-
-    phase: int = 0
-    epoch: int = 0
-    step: int = 0
-    best: float | None = None
-    best_epoch: int = -1
-    history: list[dict[str, Any]] | None = None
-    seconds: float = 0.0
-    loss_sum: float = 0.0
 
 
 def fit(
@@ -130,8 +113,8 @@ def fit(
             "choose a multiple"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    checkpoints = _Checkpoints(directory, accelerator)
-    position = checkpoints.position() or _Position(history=[])
+    checkpoints = Checkpoints(directory, accelerator)
+    position = checkpoints.position() or Position(history=[])
     model.to(accelerator.device)
     while position.phase < len(phases):
         _run_phase(
@@ -158,21 +141,16 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu())
 
 
-def remove_checkpoints(directory: Path) -> None:
-    """Delete what `fit` kept for resuming, once the result is safe."""
-    shutil.rmtree(directory, ignore_errors=True)
-
-
 def _run_phase(
     model: MultiStageModel,
     phases: list[Phase],
-    position: _Position,
+    position: Position,
     train: Samples,
     dev: Samples,
     metric: Metric,
     setting: Setting,
     accelerator: Accelerator,
-    checkpoints: _Checkpoints,
+    checkpoints: Checkpoints,
     progress: bool,
     checkpoint_seconds: float,
 ) -> None:
@@ -275,7 +253,7 @@ def _run_phase(
 
 
 def _row(
-    phase: Phase, position: _Position, steps: int, samples: int, score: float, evidence: Evidence, metric: Metric
+    phase: Phase, position: Position, steps: int, samples: int, score: float, evidence: Evidence, metric: Metric
 ) -> dict[str, Any]:
     stages = fixed_exits(evidence, metric).score
     return {
@@ -305,64 +283,3 @@ def _train_mode(model: nn.Module) -> None:
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
-
-
-class _Checkpoints:
-    """Checkpoints of one run: `step-*` folders, complete once `position.json` stands in them."""
-
-    def __init__(self, directory: Path, accelerator: Accelerator) -> None:
-        self.directory, self.accelerator = directory, accelerator
-
-    def _complete(self) -> Iterator[Path]:
-        for folder in sorted(self.directory.glob("step-*"), key=lambda path: int(path.name[5:]), reverse=True):
-            if (folder / "position.json").exists():
-                yield folder
-
-    def position(self) -> _Position | None:
-        """Where the newest complete checkpoint stands."""
-        folder = next(self._complete(), None)
-        return _Position(**json.loads((folder / "position.json").read_text())) if folder else None
-
-    def restore(self, position: _Position) -> None:
-        """Weights, optimizer, schedule and random states, if `position` came from a checkpoint."""
-        folder = next(self._complete(), None)
-        if folder and (position.epoch or position.step):
-            self.accelerator.load_state(str(folder))
-
-    def save(self, position: _Position) -> None:
-        """A new checkpoint beside the old one; the old one goes once the new one is complete."""
-        known = list(self._complete())
-        number = int(known[0].name[5:]) + 1 if known else 1
-        folder = self.directory / f"step-{number}"
-        self.accelerator.wait_for_everyone()
-        with explain_full_disk(folder):
-            if self.accelerator.is_main_process:
-                shutil.rmtree(folder, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-            try:
-                self.accelerator.save_state(str(folder), safe_serialization=False)
-            except BaseException:
-                # Half a checkpoint is of no use, and on a full disk it would keep the disk full.
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                with atomic_write(folder / "position.json") as partial:
-                    partial.write_text(json.dumps(vars(position)))
-                for old in known:
-                    shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
-    def _best(self, phase: int) -> Path:
-        return self.directory / f"best-{phase}.safetensors"
-
-    def save_best(self, model: nn.Module, phase: int) -> None:
-        """The weights of the best epoch so far."""
-        if self.accelerator.is_main_process:
-            with atomic_write(self._best(phase)) as partial:
-                save_model(model, str(partial))
-        self.accelerator.wait_for_everyone()
-
-    def load_best(self, model: nn.Module, phase: int) -> None:
-        """The weights of the phase's best epoch."""
-        load_model(model, self._best(phase))

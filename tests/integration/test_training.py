@@ -16,6 +16,7 @@ from torch import Tensor
 
 import eeutils.training as training
 from eeutils.batching import Batch, Samples
+from eeutils.checkpoints import remove_checkpoints
 from eeutils.errors import InputError
 from eeutils.evidence import Evidence
 from eeutils.exits import Answers, MultiExitModel, MultiStageModel
@@ -383,7 +384,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_space(
         if what == "checkpoint":
             patch.setattr(training.Accelerator, "save_state", full_at(training.Accelerator.save_state))
         else:
-            patch.setattr(training, "save_model", full_at(training.save_model))
+            patch.setattr(checkpoints, "save_model", full_at(checkpoints.save_model))
         with pytest.raises(OSError, match=r"the disk is full: .* was not written; free some space and run again"):
             train(tmp_path / "full", two_phases(), checkpoint_seconds=0.0)
     assert calls == 3
@@ -397,7 +398,7 @@ def test_only_one_checkpoint_is_kept(tmp_path: Path) -> None:
         return mean_loss(model, answers, batch)
 
     train(tmp_path, [Phase("all", objective)], checkpoint_seconds=0.0)
-    training.remove_checkpoints(tmp_path)
+    remove_checkpoints(tmp_path)
     assert not tmp_path.exists()
 
 

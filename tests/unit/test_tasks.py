@@ -556,3 +556,44 @@ def test_describe_gives_one_row_a_split() -> None:
     assert table[["negative", "positive"]].sum(axis="columns").tolist() == pytest.approx([1, 1, 1])
     assert table["mean words"].tolist() == pytest.approx([3, 3, 3])
     assert list(describe(load_task("movie-valence")).columns) == ["split", "rows", "mean", "sd", "mean words"]
+
+
+def own_task(folder: Path, **fields: object) -> str:
+    """A folder of one's own with 60 sentences in each file; `fields` replace lines of task.toml, None leaves one out."""
+    card = {"title": "Tickets", "texts": ["text"], "label": "kind", "classes": ["routine", "urgent"], "metrics": ["f1"]}
+    lines = [f"{name} = {value!r}" for name, value in {**card, **fields}.items() if value is not None]
+    folder.mkdir()
+    (folder / "task.toml").write_text("\n".join(lines), encoding="utf-8")
+    for split in ("train", "test"):
+        rows = [f"{('routine', 'urgent')[row % 2]}\t{split} {row}" for row in range(60)]
+        (folder / f"{split}.tsv").write_text("\n".join(["kind\ttext", *rows]), encoding="utf-8")
+    return str(folder)
+
+
+def test_a_folder_of_ones_own_is_a_task(tmp_path: Path) -> None:
+    task = load_task(own_task(tmp_path / "tickets"))
+    assert (task.spec.title, task.spec.class_names, task.spec.metrics) == ("Tickets", ("routine", "urgent"), ("f1",))
+    assert (len(task.train), len(task.dev), len(task.test)) == (30, 30, 60)
+    assert [row["label"] for row in task.test] == [number % 2 for number in range(60)]
+    assert all(row["text_a"].startswith("test ") for row in task.test)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"label": None}, r"task.toml needs label as a text; found nothing"),
+        ({"texts": "text"}, r"needs texts as a list; found 'text'"),
+        ({"colour": "red"}, r"unknown field of .*task.toml 'colour'; choose one of: classes"),
+        ({"metrics": ["pearson"]}, r"unknown metric of a classification .*'pearson'; choose one of: accuracy"),
+        ({"classes": ["routine"]}, r"no class or at least two"),
+        ({"classes": ["routine", "late"]}, r"train.tsv, line 3: the label is 'urgent', expected one of routine, late"),
+    ],
+)
+def test_a_wrong_card_of_ones_own_task_is_told(tmp_path: Path, fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        load_task(own_task(tmp_path / "tickets", **fields))
+
+
+def test_a_folder_without_a_card_is_no_task(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unknown task .*or give a folder that holds task.toml"):
+        load_task(str(tmp_path))
