@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import eeutils.training as training
+from eeutils import checkpoints
 from eeutils.batching import Batch, Samples
 from eeutils.checkpoints import remove_checkpoints
 from eeutils.errors import InputError

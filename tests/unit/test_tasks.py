@@ -559,7 +559,7 @@ def test_describe_gives_one_row_a_split() -> None:
 
 
 def own_task(folder: Path, **fields: object) -> str:
-    """A folder of one's own with 60 sentences in each file; `fields` replace lines of task.toml, None leaves one out."""
+    """A folder with 60 sentences in each file; `fields` replace lines of task.toml, None leaves one out."""
     card = {"title": "Tickets", "texts": ["text"], "label": "kind", "classes": ["routine", "urgent"], "metrics": ["f1"]}
     lines = [f"{name} = {value!r}" for name, value in {**card, **fields}.items() if value is not None]
     folder.mkdir()
