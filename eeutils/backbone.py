@@ -155,7 +155,7 @@ class Backbone(nn.Module):
         attention_mask = hidden.attention_mask[rows]
         columns = attention_mask.any(dim=0)
         # Padding may stand on either side; only columns that nobody needs go.
-        states, attention_mask = hidden.states[rows], attention_mask
+        states = hidden.states[rows]
         if not bool(columns.all()):
             states, attention_mask = states[:, columns], attention_mask[:, columns]
         return self._masked(states, attention_mask)

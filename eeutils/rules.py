@@ -55,10 +55,6 @@ class Rule:
     regression: bool = False
     discrete: bool = False
 
-    def named(self, name: str) -> Rule:
-        """The same rule under another name."""
-        return replace(self, name=name)
-
     def check(self, evidence: Evidence, threshold: float = NEVER) -> None:
         """Refuse evidence or a threshold that this rule has no meaning for.
 

@@ -1,6 +1,7 @@
 """What several test modules build: evidence from logits, one of every rule, a metric."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def every_rule() -> dict[str, Rule]:
         *divergences,
         rules.sustained(rules.entropy(), 2),
         rules.sustained(rules.divergence("jsd"), 3),
-        rules.sustained(rules.vote(), 2).named("vote, sustained"),
+        replace(rules.sustained(rules.vote(), 2), name="vote, sustained"),
         rules.vote(),
         rules.harmonic(rules.entropy(), rules.confidence(), 0.5),
         rules.harmonic(rules.sustained(rules.entropy(), 1), rules.policy(), 2.0),
