@@ -19,19 +19,46 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging as transformers_logging
 
 from eeutils.errors import InputError, unknown
+from eeutils.onnx import from_onnx
 from eeutils.sources import fetch
 
 
 @dataclass(frozen=True)
 class OfflineBackbone:
-    """Weights that come from the package index, and where its exits should read a sentence from."""
+    """Weights that come from the package index.
+
+    Attributes:
+        source: its name in `data/sources.toml`.
+        pool: where exits should read a sentence from.
+        like: for weights in ONNX form, the backbone with the same configuration (but for its depth) and tokenizer.
+    """
 
     source: str
     pool: str
+    like: str | None = None
 
 
 # Sentence encoders are trained on the mean over tokens: at their lower layers [CLS] says nothing about the sentence.
-OFFLINE_BACKBONES = {"minilm-l6": OfflineBackbone("minilm-l6", pool="mean")}
+OFFLINE_BACKBONES = {
+    "minilm-l6": OfflineBackbone("minilm-l6", pool="mean"),
+    "minilm-l3": OfflineBackbone("minilm-l3", pool="mean", like="minilm-l6"),
+}
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The parts of one layer, for running it on some tokens only.
+
+    `query`, `key` and `value` are its linear maps, cut into `heads`; `dropout` falls on attention weights in training;
+    `finish` takes what the heads gathered and the state before the layer, and gives the state after it.
+    """
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    heads: int
+    dropout: float
+    finish: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,6 +67,7 @@ class Family:
 
     embed: Callable[[PreTrainedModel, Tensor, Tensor | None], Tensor]
     layers: Callable[[PreTrainedModel], list[nn.Module]]
+    parts: Callable[[nn.Module], LayerParts]
 
 
 def _embed_bert(model: PreTrainedModel, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
@@ -70,15 +98,51 @@ def _layers_albert(model: PreTrainedModel) -> list[nn.Module]:
     return [groups[layer * len(groups) // count] for layer in range(count)]
 
 
-_BERT = Family(_embed_bert, _layers_encoder)
+def _parts_bert(layer: nn.Module) -> LayerParts:
+    inner = layer.attention.self
+
+    def finish(gathered: Tensor, before: Tensor) -> Tensor:
+        attended = layer.attention.output(gathered, before)
+        return layer.output(layer.intermediate(attended), attended)
+
+    return LayerParts(inner.query, inner.key, inner.value, inner.num_attention_heads, inner.dropout.p, finish)
+
+
+def _parts_distilbert(layer: nn.Module) -> LayerParts:
+    inner = layer.attention
+
+    def finish(gathered: Tensor, before: Tensor) -> Tensor:
+        attended = layer.sa_layer_norm(inner.out_lin(gathered) + before)
+        return layer.output_layer_norm(layer.ffn(attended) + attended)
+
+    return LayerParts(inner.q_lin, inner.k_lin, inner.v_lin, inner.n_heads, inner.dropout.p, finish)
+
+
+def _parts_albert(group: nn.Module) -> LayerParts:
+    if len(group.albert_layers) != 1:
+        raise InputError(
+            f"tokens cannot leave between the {len(group.albert_layers)} inner layers of one ALBERT layer; use an "
+            "encoder with inner_group_num 1"
+        )
+    layer = group.albert_layers[0]
+    inner = layer.attention
+
+    def finish(gathered: Tensor, before: Tensor) -> Tensor:
+        attended = inner.LayerNorm(before + inner.output_dropout(inner.dense(gathered)))
+        return layer.full_layer_layer_norm(layer.ff_chunk(attended) + attended)
+
+    return LayerParts(inner.query, inner.key, inner.value, inner.num_attention_heads, inner.attention_dropout.p, finish)
+
+
+_BERT = Family(_embed_bert, _layers_encoder, _parts_bert)
 FAMILIES = {
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "camembert": _BERT,
-    "electra": Family(_embed_electra, _layers_encoder),
-    "distilbert": Family(_embed_distilbert, lambda model: list(model.transformer.layer)),
-    "albert": Family(_embed_albert, _layers_albert),
+    "electra": Family(_embed_electra, _layers_encoder, _parts_bert),
+    "distilbert": Family(_embed_distilbert, lambda model: list(model.transformer.layer), _parts_distilbert),
+    "albert": Family(_embed_albert, _layers_albert, _parts_albert),
 }
 
 
@@ -150,6 +214,41 @@ class Backbone(nn.Module):
         """The state after layer number `layer` (from 0)."""
         return replace(hidden, states=self.layers[layer](hidden.states, hidden.prepared_mask))
 
+    def run_layer_on(self, layer: int, hidden: Hidden, active: Bool[Tensor, "batch tokens"]) -> Hidden:
+        """Layer number `layer` (from 0) on the active tokens only; the others keep their state.
+
+        Every real token stays visible as key and value. The active tokens of all samples are packed, so that queries,
+        output and feed-forward are computed for them alone.
+        """
+        active = active & hidden.attention_mask
+        if torch.equal(active, hidden.attention_mask):
+            return self.run_layer(layer, hidden)
+        rows, columns = active.nonzero(as_tuple=True)
+        if len(rows) == 0:
+            return hidden
+        parts, states = self.family.parts(self.layers[layer]), hidden.states
+        packed = states[rows, columns]
+
+        def heads(vectors: Tensor) -> Tensor:
+            return vectors.unflatten(-1, (parts.heads, -1)).transpose(1, 2)
+
+        # Attention alone needs the tokens by sample again: each sample's active ones stand in front.
+        places = (active.cumsum(dim=1) - 1)[rows, columns]
+        projected = parts.query(packed)
+        queries = projected.new_zeros(len(active), int(places.max()) + 1, projected.shape[-1])
+        queries = queries.index_put((rows, places), projected)
+        mask = hidden.attention_mask
+        gathered = nn.functional.scaled_dot_product_attention(
+            heads(queries),
+            heads(parts.key(states)),
+            heads(parts.value(states)),
+            attn_mask=None if bool(mask.all()) else mask[:, None, None, :],
+            dropout_p=parts.dropout if self.training else 0.0,
+        )
+        gathered = gathered.transpose(1, 2)[rows, places].flatten(1)
+        after = parts.finish(gathered, packed)
+        return replace(hidden, states=states.index_put((rows, columns), after.to(states.dtype)))
+
     def select(self, hidden: Hidden, rows: Int[Tensor, " rows"]) -> Hidden:
         """Keep the given samples, and drop the columns that are padding for all of them."""
         attention_mask = hidden.attention_mask[rows]
@@ -193,7 +292,11 @@ class Backbone(nn.Module):
 
 def resolve(name: str) -> str:
     """The folder or hub name from which `transformers` can load the encoder called `name`."""
-    return str(fetch(OFFLINE_BACKBONES[name].source)) if name in OFFLINE_BACKBONES else name
+    if name not in OFFLINE_BACKBONES:
+        return name
+    offline = OFFLINE_BACKBONES[name]
+    folder = fetch(offline.source)
+    return str(folder if offline.like is None else from_onnx(folder / "model.onnx", Path(resolve(offline.like))))
 
 
 def default_pool(name: str) -> str:
@@ -208,7 +311,7 @@ def load_backbone(name: str, attention: str = "sdpa") -> Backbone:
         InputError: nothing is found under that name, or the weights do not fit the configuration beside them.
     """
     try:
-        with _no_progress_bar():
+        with _quiet():
             model, info = AutoModel.from_pretrained(
                 resolve(name), attn_implementation=attention, output_loading_info=True
             )
@@ -217,6 +320,9 @@ def load_backbone(name: str, attention: str = "sdpa") -> Backbone:
     except RuntimeError as error:
         raise InputError(f"the weights of backbone {name!r} do not match its config.json: {error}") from error
     missing = [key for key in info["missing_keys"] if "pooler" not in key]
+    if len(missing) < len(info["missing_keys"]):
+        # What was not in the weights was made up at random: no pre-trained pooler.
+        model.pooler = None
     mismatched = list(info.get("mismatched_keys", ()))
     # Checkpoints may hold heads that an encoder has no use for, but not layers.
     beyond = [key for key in info["unexpected_keys"] if re.search(r"layer(_groups)?\.\d+\.", key)]
@@ -258,13 +364,16 @@ def check_backbone(name: str) -> None:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    # Loading takes well under two seconds; a bar in every notebook cell would only be noise.
-    shown = transformers_logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    # Loading takes well under two seconds; a bar in every notebook cell would only be noise. So would the report of
+    # what is missing: `load_backbone` looks at that itself.
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -18,33 +18,56 @@ from eeutils.errors import InputError
 
 
 class Batch(NamedTuple):
-    """Token ids padded to the longest sample of the batch; `attention_mask` is 1 on real tokens."""
+    """Token ids padded to the longest sample of the batch; `attention_mask` is 1 on real tokens.
+
+    `notes` and `others` are as in `Samples`.
+    """
 
     input_ids: Int[Tensor, "batch tokens"]
     attention_mask: Int[Tensor, "batch tokens"]
     token_type_ids: Int[Tensor, "batch tokens"] | None
     labels: Tensor | None
     ids: Int[Tensor, " batch"]
+    notes: Mapping[str, Tensor] = {}
+    others: tuple[Batch, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        return Batch(*(None if part is None else part.to(device) for part in self))
+        *parts, notes, others = self
+        return Batch(
+            *(None if part is None else part.to(device) for part in parts),
+            {name: values.to(device) for name, values in notes.items()},
+            tuple(other.to(device) for other in others),
+        )
 
     @property
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What a model's forward takes."""
-        return self.input_ids, self.attention_mask, self.token_type_ids
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """What a model's forward takes: token ids, mask and token types, then the same three of each of `others`."""
+        own = (self.input_ids, self.attention_mask, self.token_type_ids)
+        return own + tuple(part for other in self.others for part in other.inputs)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Tokenised samples: lists of token ids (and token types for pairs), labels, ids, and the padding id."""
+    """Tokenised samples.
+
+    Attributes:
+        tokens: token ids of each sample.
+        types: token types of each sample, for pairs.
+        labels: (N,), or None where nobody knows them.
+        ids: (N,) stable sample numbers; whatever is joined to samples is joined by them.
+        padding: the id that fills up a batch.
+        notes: name -> (N, ...) what else an objective must know of each sample, such as how difficult it is.
+        others: the same samples in the vocabularies of other encoders, for a model that has several of them.
+    """
 
     tokens: tuple[tuple[int, ...], ...]
     types: tuple[tuple[int, ...], ...] | None
     labels: Tensor | None
     ids: Int[Tensor, " samples"]
     padding: int
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
+    others: tuple[Samples, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -63,7 +86,29 @@ class Samples:
             None if self.labels is None else self.labels[chosen],
             self.ids[chosen],
             self.padding,
+            {name: values[chosen] for name, values in self.notes.items()},
+            tuple(other.take(rows) for other in self.others),
         )
+
+    def with_notes(self, **notes: tuple[Tensor, Tensor]) -> Samples:
+        """The same samples with notes, each given as (ids, values) and joined by id, never by position.
+
+        Raises:
+            InputError: a sample that has no note, or ids that stand there twice.
+        """
+        joined = dict(self.notes)
+        for name, (ids, values) in notes.items():
+            places = {number: place for place, number in enumerate(ids.tolist())}
+            if len(places) != len(ids):
+                raise InputError(f"note {name!r} has {len(ids)} values for {len(places)} ids; give each id one value")
+            missing = [number for number in self.ids.tolist() if number not in places]
+            if missing:
+                raise InputError(
+                    f"note {name!r} lacks {len(missing)} of {len(self)} samples, such as id {missing[0]}; make it from "
+                    "the same task and split"
+                )
+            joined[name] = values[torch.tensor([places[number] for number in self.ids.tolist()])]
+        return replace(self, notes=joined)
 
     def batch(self, rows: Sequence[int], pad_to: int | None = None) -> Batch:
         """The given samples as one padded batch; `pad_to` pads further, as the reference codes do to 128.
@@ -85,11 +130,17 @@ class Samples:
             None if self.types is None else padded(self.types, 0),
             None if self.labels is None else self.labels[rows_tensor],
             self.ids[rows_tensor],
+            {name: values[rows_tensor] for name, values in self.notes.items()},
+            tuple(other.batch(rows, pad_to) for other in self.others),
         )
 
 
+Tokenizers = PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase]
+"""One tokenizer, or one per vocabulary for a model of several encoders: the reference model's first."""
+
+
 def encode(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizers,
     text_a: Sequence[str],
     text_b: Sequence[str] | None = None,
     *,
@@ -98,6 +149,8 @@ def encode(
     ids: Sequence[int] | None = None,
 ) -> Samples:
     """Tokenise sentences or sentence pairs; what is longer than `max_length` word pieces is cut.
+
+    With several tokenizers the samples hold the first one's tokens, and those of the further ones in `others`.
 
     Raises:
         InputError: an empty list, an empty text (named by its place), second texts that are not as many as the first,
@@ -108,27 +161,34 @@ def encode(
     for place, text in enumerate(text_a):
         if not text.strip():
             raise InputError(f"the sentence at place {place} is empty; remove it or give it a text")
-    limit = min(tokenizer.model_max_length, 1_000_000)
-    if not 3 <= max_length <= limit:
-        raise InputError(f"max_length {max_length} does not fit this tokenizer's model: choose 3 to {limit}")
     pairs = list(text_b) if text_b is not None and any(text_b) else None
     if pairs is not None and len(pairs) != len(text_a):
         raise InputError(
             f"pairs need as many second texts as first ones; got {len(text_a)} first and {len(pairs)} second texts"
         )
-    encoded = tokenizer(list(text_a), pairs, truncation=True, max_length=max_length, padding=False)
-    types = encoded.get("token_type_ids") if pairs is not None else None
-    return Samples(
-        tuple(map(tuple, encoded["input_ids"])),
-        None if types is None else tuple(map(tuple, types)),
-        None if labels is None else torch.as_tensor(labels),
-        torch.arange(len(text_a)) if ids is None else torch.as_tensor(ids),
-        tokenizer.pad_token_id,
-    )
+    given = None if labels is None else torch.as_tensor(labels)
+    numbers = torch.arange(len(text_a)) if ids is None else torch.as_tensor(ids)
+
+    def encoded_by(one: PreTrainedTokenizerBase) -> Samples:
+        limit = min(one.model_max_length, 1_000_000)
+        if not 3 <= max_length <= limit:
+            raise InputError(f"max_length {max_length} does not fit this tokenizer's model: choose 3 to {limit}")
+        encoded = one(list(text_a), pairs, truncation=True, max_length=max_length, padding=False)
+        types = encoded.get("token_type_ids") if pairs is not None else None
+        return Samples(
+            tuple(map(tuple, encoded["input_ids"])),
+            None if types is None else tuple(map(tuple, types)),
+            given,
+            numbers,
+            one.pad_token_id,
+        )
+
+    first, *further = [tokenizer] if isinstance(tokenizer, PreTrainedTokenizerBase) else tokenizer
+    return replace(encoded_by(first), others=tuple(map(encoded_by, further)))
 
 
-def encode_split(tokenizer: PreTrainedTokenizerBase, split: Dataset, max_length: int) -> Samples:
-    """Tokenise one split of a task (columns text_a, text_b, label, id)."""
+def encode_split(tokenizer: Tokenizers, split: Dataset, max_length: int) -> Samples:
+    """Tokenise one split of a task (columns text_a, text_b, label, id), as `encode` does."""
     columns = split.with_format(None)
     return encode(
         tokenizer,

@@ -6,6 +6,7 @@ With it every threshold of every rule is tensor arithmetic; nothing is run again
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Evidence:
         ids: (N,) stable sample numbers; anything joined to evidence is joined by them.
         cost: (S, N) cumulative FLOPs when stage s answers.
         reference_cost: (N,) FLOPs of the plain full model.
+        layers_run: (S, N) layers that a sample has run when stage s answers (a mean over its tokens where they differ).
         layers: cumulative transformer layers when stage s answers, one entry a stage.
         reference_layers: layers of the plain full model.
         labels: (N,), or None where nobody knows them (at run time).
@@ -42,6 +44,7 @@ class Evidence:
     ids: Int[Tensor, " samples"]
     cost: Float[Tensor, "stages samples"]
     reference_cost: Float[Tensor, " samples"]
+    layers_run: Float[Tensor, "stages samples"]
     layers: tuple[int, ...]
     reference_layers: int
     labels: Tensor | None = None
@@ -56,6 +59,14 @@ class Evidence:
                 raise InputError(f"extra {name!r} must be ({stages}, {samples}, ...), got {tuple(tensor.shape)}")
         if self.labels is not None and self.labels.shape != (samples,):
             raise InputError(f"labels must be ({samples},), got {tuple(self.labels.shape)}")
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, labels: Tensor | None = None, **extras: Tensor) -> Evidence:
+        """Evidence of logits (S, N, C) alone, for examples and one's own models: a stage is a layer, and costs 1."""
+        stages, samples, _ = logits.shape
+        layers = tuple(range(1, stages + 1))
+        run = torch.tensor(layers, dtype=torch.float64)[:, None].expand(stages, samples)
+        return cls(logits, torch.arange(samples), run, run[-1], run, layers, stages, labels, extras)
 
     @property
     def stages(self) -> int:
@@ -101,6 +112,7 @@ class Evidence:
             self.ids,
             self.cost[:end],
             self.reference_cost,
+            self.layers_run[:end],
             self.layers[:end],
             self.reference_layers,
             self.labels,
@@ -114,6 +126,7 @@ class Evidence:
             self.ids[rows],
             self.cost[:, rows],
             self.reference_cost[rows],
+            self.layers_run[:, rows],
             self.layers,
             self.reference_layers,
             None if self.labels is None else self.labels[rows],
@@ -122,7 +135,7 @@ class Evidence:
 
     def save(self, path: Path | str) -> None:
         """Write to one safetensors file, whole or not at all."""
-        tensors = {"logits": self.logits, "ids": self.ids, "cost": self.cost, "reference_cost": self.reference_cost}
+        tensors = {name: getattr(self, name) for name in ("logits", "ids", "cost", "reference_cost", "layers_run")}
         if self.labels is not None:
             tensors["labels"] = self.labels
         tensors |= {f"extra.{name}": tensor for name, tensor in self.extras.items()}
@@ -153,11 +166,39 @@ class Evidence:
             tensors["ids"],
             tensors["cost"],
             tensors["reference_cost"],
+            tensors["layers_run"],
             tuple(about["layers"]),
             about["reference_layers"],
             tensors.get("labels"),
             extras,
         )
+
+
+def concatenate(parts: Sequence[Evidence], ids: Int[Tensor, " samples"]) -> Evidence:
+    """Evidence of different samples from models of the same stages as one, in the order of `ids`.
+
+    Raises:
+        InputError: parts that do not hold each of the ids exactly once.
+    """
+    first, found = parts[0], torch.cat([part.ids for part in parts])
+    if not torch.equal(found.sort().values, ids.sort().values):
+        raise InputError(f"parts of {len(found)} samples cannot be put in the order of {len(ids)} other ids")
+
+    def joined(name: str, dimension: int) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts], dim=dimension)
+
+    whole = Evidence(
+        joined("logits", 1),
+        found,
+        joined("cost", 1),
+        joined("reference_cost", 0),
+        joined("layers_run", 1),
+        first.layers,
+        first.reference_layers,
+        None if first.labels is None else joined("labels", 0),
+        {name: torch.cat([part.extras[name] for part in parts], dim=1) for name in first.extras},
+    )
+    return whole.select(found.argsort()[ids.argsort().argsort()])
 
 
 def predict(logits: Float[Tensor, "*shape classes"]) -> Tensor:
@@ -181,12 +222,12 @@ def record(model: MultiStageModel, samples: Samples, batch_size: int = 64, progr
         extras.append({name: tensor.float().cpu() for name, tensor in answers.extras.items()})
     model.train(was_training)
     back = torch.cat(order).argsort()
-    tokens = samples.lengths
     return Evidence(
         torch.cat(logits, dim=1)[:, back],
         samples.ids,
-        model.cost(tokens),
-        model.reference_cost(tokens),
+        model.cost(samples),
+        model.reference_cost(samples),
+        model.layers_run(samples),
         model.layers,
         model.reference_layers,
         samples.labels,

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from eeutils.backbone import Backbone, Hidden
+from eeutils.batching import Samples
 from eeutils.cost import embedding_flops, layer_flops, linear_flops
 from eeutils.errors import InputError, unknown
 
@@ -52,8 +53,8 @@ class MultiStageModel(nn.Module, ABC):
         return len(self.layers)
 
     @abstractmethod
-    def begin(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
-        """The state before the first stage."""
+    def begin(self, *inputs: Tensor | None) -> Any:
+        """The state before the first stage, from `Batch.inputs`: token ids, attention mask, token types or None."""
 
     @abstractmethod
     def step(self, stage: int, state: Any) -> tuple[Any, Answer]:
@@ -64,16 +65,20 @@ class MultiStageModel(nn.Module, ABC):
         """The state with the given samples only."""
 
     @abstractmethod
-    def cost(self, tokens: Int[Tensor, " samples"]) -> Float[Tensor, "stages samples"]:
-        """Cumulative FLOPs of a sample of that many tokens when stage s answers, all heads on the way included."""
+    def cost(self, samples: Samples) -> Float[Tensor, "stages samples"]:
+        """Cumulative FLOPs of each sample when stage s answers, all heads on the way included."""
 
     @abstractmethod
-    def reference_cost(self, tokens: Int[Tensor, " samples"]) -> Float[Tensor, " samples"]:
+    def reference_cost(self, samples: Samples) -> Float[Tensor, " samples"]:
         """FLOPs of the plain model with its one head: the numerator of the FLOPs speed-up."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Answers:
-        """All stages of all samples."""
-        state = self.begin(input_ids, attention_mask, token_type_ids)
+    def layers_run(self, samples: Samples) -> Float[Tensor, "stages samples"]:
+        """Layers that each sample has run when stage s answers: the same for all, unless tokens stop on their own."""
+        return torch.tensor(self.layers, dtype=torch.float64)[:, None].expand(-1, len(samples))
+
+    def forward(self, *inputs: Tensor | None) -> Answers:
+        """All stages of all samples; `inputs` as for `begin`."""
+        state = self.begin(*inputs)
         answers = []
         for stage in range(self.stages):
             state, answer = self.step(stage, state)
@@ -205,7 +210,8 @@ class MultiExitModel(MultiStageModel):
         # The state before the last layer is never read again: the next step replaces it.
         return replace(state, hidden=hidden, before=hidden, carried=carried)
 
-    def cost(self, tokens: Int[Tensor, " samples"]) -> Float[Tensor, "stages samples"]:
+    def cost(self, samples: Samples) -> Float[Tensor, "stages samples"]:
+        tokens = samples.lengths
         layer = layer_flops(self.backbone, tokens)
         running, costs = embedding_flops(self.backbone, tokens), []
         for stage, depth in enumerate(self.layers):
@@ -214,7 +220,8 @@ class MultiExitModel(MultiStageModel):
             costs.append(running)
         return torch.stack(costs)
 
-    def reference_cost(self, tokens: Int[Tensor, " samples"]) -> Float[Tensor, " samples"]:
+    def reference_cost(self, samples: Samples) -> Float[Tensor, " samples"]:
+        tokens = samples.lengths
         layers = self.reference_layers * layer_flops(self.backbone, tokens)
         return embedding_flops(self.backbone, tokens) + layers + self.exits[str(self.layers[-1])].plain_flops
 

@@ -6,10 +6,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from eeutils.errors import unknown
 from eeutils.exits import MultiStageModel
 from eeutils.rules import Rule
+from eeutils.settings import Setting
 from eeutils.training import Phase
+
+Notes = Mapping[str, tuple[Tensor, Tensor]]
+"""Name -> (ids, values): what an objective must know of each training sample."""
+
+
+def no_notes(*_: Any, **__: Any) -> Notes:
+    """Most objectives need the labels and nothing else."""
+    return {}
+
+
+def one_encoder(setting: Setting, **_: Any) -> tuple[str, ...]:
+    """Most models read the vocabulary of one encoder: the setting's backbone."""
+    return (setting.backbone,)
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,9 @@ class Method:
         phases: (**options) -> the training phases, in order.
         rules: name -> rule, the paper's own first.
         options: names and defaults of what may be varied.
+        annotate: (setting, **options) -> notes on the training samples, made before training; objectives find them in
+            `batch.notes`.
+        reads: (setting, **options) -> the backbones whose tokenizers the model needs, the setting's own first.
         starts_from: the method whose trained weights this one starts from; runs of both share them.
     """
 
@@ -34,6 +53,8 @@ class Method:
     phases: Callable[..., list[Phase]]
     rules: Mapping[str, Rule]
     options: Mapping[str, Any] = field(default_factory=dict)
+    annotate: Callable[..., Notes] = no_notes
+    reads: Callable[..., tuple[str, ...]] = one_encoder
     starts_from: Method | None = None
 
     def with_options(self, **options: Any) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""What only notebooks need: their parameters, sources shown in cells, tables kept beside the figures."""
+"""What only notebooks need: their parameters, sources shown in cells, tables shown and kept beside the figures."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from eeutils.errors import InputError
 from eeutils.files import atomic_write
 from eeutils.settings import Setting, check_parameters
 from eeutils.specs import TASKS, spec_of
+from eeutils.tradeoff import score_at
 
 
 def setting_of(namespace: dict[str, Any], **changes: Any) -> Setting:
@@ -69,3 +71,15 @@ def keep_table(frame: pd.DataFrame, save_to: str | Path, name: str) -> None:
     if save_to:
         with atomic_write(Path(save_to) / "results" / f"{name}.csv") as partial:
             frame.to_csv(partial, index=False, float_format="%.6g")
+
+
+def speedup_table(curves: Mapping[str, pd.DataFrame], speedups: Sequence[float], axis: str = "layers") -> pd.DataFrame:
+    """What curves score at some speed-ups: one row per curve, NaN where it does not reach one."""
+    columns = {f"{speedup:g}x": [score_at(curve, speedup, axis) for curve in curves.values()] for speedup in speedups}
+    return pd.DataFrame(columns, index=pd.Index(curves, name=f"{axis.replace('flops', 'FLOPs')} speed-up"))
+
+
+def keep_curves(curves: Mapping[str, pd.DataFrame], save_to: str | Path, name: str) -> None:
+    """Write trade-off curves to one table, as `keep_table` does: rule, threshold, score, cost and both speed-ups."""
+    points = pd.concat([curve.assign(rule=rule) for rule, curve in curves.items()])
+    keep_table(points[["rule", "threshold", "score", "layers", "layer_speedup", "flops_speedup"]], save_to, name)

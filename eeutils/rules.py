@@ -209,18 +209,31 @@ def _votes(evidence: Evidence) -> Float[Tensor, "stages samples classes"]:
     return chosen.cumsum(dim=0).double()
 
 
-def vote() -> Rule:
+def vote(gamma: float = 0.0) -> Rule:
     """The most votes that any class has so far; the answer is the majority (ensemble internal classifiers).
 
     A tie goes to the current stage's class if it is among the leaders, else to the leader with the largest current
     probability. v votes leave at stage v at the earliest; patience t never leaves before t + 1 votes do.
+
+    Args:
+        gamma: the votes at stage s (from 1) are divided by s^gamma, which gives thresholds between whole votes. At 1,
+            the share of the votes, nobody would stay: one stage is always unanimous.
     """
+    if not 0 <= gamma < 1:
+        raise InputError(f"gamma of a vote lies from 0 to below 1; got {gamma}")
+
+    def readiness(evidence: Evidence) -> Tensor:
+        most = _votes(evidence).amax(dim=-1)
+        numbers = torch.arange(1, evidence.stages + 1, dtype=torch.float64, device=most.device)
+        return most / numbers[:, None] ** gamma
 
     def answers(evidence: Evidence) -> Tensor:
         # The current probability is below 1, so it orders ties only.
         return _votes(evidence) + 0.5 * evidence.log_probabilities.exp()
 
-    return Rule("vote", lambda e: _votes(e).amax(dim=-1), 1, math.inf, answers, discrete=True)
+    counts = gamma == 0
+    name, low = ("vote", 1.0) if counts else (f"vote, s^{gamma:g}", 0.0)
+    return Rule(name, readiness, low, math.inf, answers, discrete=counts)
 
 
 def harmonic(rule_a: Rule, rule_b: Rule, weight: float = 1.0) -> Rule:
@@ -246,6 +259,30 @@ def harmonic(rule_a: Rule, rule_b: Rule, weight: float = 1.0) -> Rule:
     return Rule(f"harmonic({rule_a.name}, {rule_b.name})", readiness)
 
 
+def distance_ratio() -> Rule:
+    """1 - DR, DR = (1 + (r1 - r2) / max(r1, r2)) / 2, from the extra "distances" (S, N, C) to prototypes (DE3-BERT).
+
+    r1 is the distance to the prototype of the class that the classifier predicts, r2 to the nearest other prototype: a
+    readiness below 1/2 means that the classifier and the nearest prototype disagree. Where both are 0 nothing is known,
+    and DR is 1/2.
+    """
+
+    def readiness(evidence: Evidence) -> Tensor:
+        if "distances" not in evidence.extras:
+            raise InputError(
+                "rule 'distance ratio' needs evidence with the extra 'distances'; record it from a DE3-BERT model"
+            )
+        distances = evidence.extras["distances"].double()
+        predicted = torch.nn.functional.one_hot(evidence.predictions, evidence.classes).bool()
+        own = distances.masked_fill(~predicted, math.inf).amin(dim=-1)
+        other = distances.masked_fill(predicted, math.inf).amin(dim=-1)
+        larger = torch.maximum(own, other)
+        apart = torch.where(larger > 0, (own - other) / larger.clamp(min=1e-300), torch.zeros_like(own))
+        return (1 - apart) / 2
+
+    return Rule("distance ratio", readiness)
+
+
 def policy() -> Rule:
     """The policy network's probability to leave, from the extra "policy" (S, N) (ConsistentEE)."""
 
@@ -259,16 +296,14 @@ def policy() -> Rule:
     return Rule("policy", readiness, regression=True)
 
 
-def fixed(stage: int) -> Rule:
-    """Everybody leaves at stage `stage` (from 1): the baseline that every dynamic rule must beat."""
-    if stage < 1:
-        raise InputError(f"stages are counted from 1; got {stage}")
+def fixed() -> Rule:
+    """The stage's number: threshold k sends everybody out at stage k, the baseline of every dynamic rule."""
 
     def readiness(evidence: Evidence) -> Tensor:
-        reached = torch.arange(1, evidence.stages + 1, device=evidence.logits.device) >= stage
-        return reached.double()[:, None].expand(evidence.stages, evidence.samples)
+        numbers = torch.arange(1, evidence.stages + 1, dtype=torch.float64, device=evidence.logits.device)
+        return numbers[:, None].expand(evidence.stages, evidence.samples)
 
-    return Rule(f"fixed exit {stage}", readiness, low=1, high=1, regression=True)
+    return Rule("fixed exits", readiness, 1, math.inf, regression=True, discrete=True)
 
 
 def random(seed: int = 0) -> Rule:

@@ -14,15 +14,17 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Collection
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache, partial
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -48,6 +50,10 @@ from eeutils.tradeoff import Metric
 log = logging.getLogger(__name__)
 
 _CODE = (readers, tasks, metrics, backbone, batching, checkpoints, cost, evidence, exits, tradeoff, training)
+# What these say is in a run's configuration already, or is asked only after training.
+_DECIDE_NOTHING = {
+    f"eeutils.{name}" for name in ("errors", "files", "method", "rules", "runs", "settings", "sources", "specs")
+}
 SPLITS = ("dev", "test")
 
 
@@ -76,6 +82,15 @@ class Run:
         return Evidence.load(self.directory / "evidence-test.safetensors")
 
     @cached_property
+    def train(self) -> Evidence:
+        """Evidence on the training samples, recorded when first asked for: what the model says of what it has seen."""
+        path = self.directory / "evidence-train.safetensors"
+        with first_process_first():
+            if not path.exists():
+                record(self.model(), self.samples("train"), progress=True).save(path)
+        return Evidence.load(path)
+
+    @cached_property
     def history(self) -> pd.DataFrame:
         """One row per phase and epoch, as `training.fit` returns it."""
         return pd.read_csv(self.directory / "history.csv")
@@ -92,7 +107,7 @@ class Run:
 
     def samples(self, split: str) -> Samples:
         """A split of this run's task, tokenised as the model saw it."""
-        return samples_of(self.setting, split)
+        return samples_of(self.setting, split, self.method.reads(self.setting, **self.options))
 
     def model(self) -> MultiStageModel:
         """The trained model, in evaluation mode, on the accelerator if there is one."""
@@ -104,9 +119,8 @@ class Run:
         """Evidence on a split of ANOTHER task with the same classes: does what was learned here hold there?"""
         name = f"evidence-{Path(task).name}-{task_of(task, None, None).fingerprint[:10]}-{split}.safetensors"
         if not (self.directory / name).exists():
-            elsewhere = encode_split(
-                load_tokenizer(self.setting.backbone), _split(task, split), self.setting.max_length
-            )
+            tokenizers = [load_tokenizer(name) for name in self.method.reads(self.setting, **self.options)]
+            elsewhere = encode_split(tokenizers, _split(task, split), self.setting.max_length)
             record(self.model(), elsewhere, progress=True).save(self.directory / name)
         return Evidence.load(self.directory / name)
 
@@ -124,7 +138,7 @@ def load_or_train(method: Method, setting: Setting, *, progress: bool = True, **
     config = _config(method, setting, options)
     key = _hash(config)
     # Every option that differs from the default shows in the name, so that a person finds the run, too.
-    changed = "".join(f"-{name}={options[name]}" for name in options if options[name] != method.options[name])
+    changed = "".join(f"-{name}={_word(options[name])}" for name in options if options[name] != method.options[name])
     directory = runs_dir() / f"{method.name}{changed}-{Path(setting.task).name}-seed{setting.seed}-{key[:10]}"
     run = Run(directory, method, setting, options)
     if directory.exists():
@@ -132,15 +146,37 @@ def load_or_train(method: Method, setting: Setting, *, progress: bool = True, **
     parent = None
     if method.starts_from is not None:
         parent = load_or_train(method.starts_from, setting, progress=progress)
-    runs_dir().mkdir(parents=True, exist_ok=True)
-    state = training.processes()
-    # Of processes that train together the first one holds the lock for all.
-    lock = FileLock(runs_dir() / f".lock-{key[:10]}") if state.is_main_process else nullcontext()
-    with lock:
-        state.wait_for_everyone()
+    with only_one(key):
         if not directory.exists():
             _train(run, config, parent, progress)
     return run
+
+
+@contextmanager
+def only_one(key: str) -> Iterator[None]:
+    """Of several that want the same work one does it at a time; processes that train together count as one."""
+    runs_dir().mkdir(parents=True, exist_ok=True)
+    state = training.processes()
+    # Of processes that train together the first one holds the lock for all.
+    with FileLock(runs_dir() / f".lock-{key[:10]}") if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        yield
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Of processes that train together the first one runs the block before the others do."""
+    state = training.processes()
+    if not state.is_main_process:
+        state.wait_for_everyone()
+    yield
+    if state.is_main_process:
+        state.wait_for_everyone()
+
+
+def run_key(method: Method, setting: Setting, options: dict[str, Any]) -> str:
+    """What tells runs apart: a hash of all that decides their result."""
+    return _hash(_config(method, setting, options))
 
 
 def _train(run: Run, config: dict[str, Any], parent: Run | None, progress: bool) -> None:
@@ -154,7 +190,7 @@ def _train(run: Run, config: dict[str, Any], parent: Run | None, progress: bool)
     history = training.fit(
         model,
         method.phases(**run.options),
-        run.samples("train"),
+        run.samples("train").with_notes(**method.annotate(setting, **run.options)),
         run.samples("dev"),
         run.metric,
         setting,
@@ -182,10 +218,11 @@ def task_of(name: str, train_size: int | None, test_size: int | None) -> Task:
 
 
 @lru_cache(maxsize=32)
-def samples_of(setting: Setting, split: str) -> Samples:
-    """A split of a setting's task, tokenised for its backbone."""
+def samples_of(setting: Setting, split: str, backbones: tuple[str, ...] = ()) -> Samples:
+    """A split of a setting's task, tokenised for its backbone, or for each of `backbones`."""
     task = task_of(setting.task, setting.train_size, setting.test_size)
-    return encode_split(load_tokenizer(setting.backbone), getattr(task, split), setting.max_length)
+    tokenizers = [load_tokenizer(name) for name in backbones or (setting.backbone,)]
+    return encode_split(tokenizers, getattr(task, split), setting.max_length)
 
 
 def _split(name: str, split: str):
@@ -271,8 +308,22 @@ def _weights_fingerprint(name: str) -> str:
 
 
 def _code_fingerprint(method: Method) -> str:
-    modules = [*_CODE, sys.modules[method.build.__module__]]
-    return _hash([_without_prose(inspect.getsource(module)) for module in modules])
+    """The code of the paper, and of whatever it and training import of this package."""
+    found: dict[str, ModuleType] = {}
+    waiting = [*_CODE, sys.modules[method.build.__module__]]
+    while waiting:
+        module = waiting.pop()
+        if module.__name__ not in found and module.__name__ not in _DECIDE_NOTHING:
+            found[module.__name__] = module
+            waiting += _imports_of(module)
+    # The method's file counts by what it says, wherever it lies.
+    return _hash(sorted(_without_prose(inspect.getsource(module)) for module in found.values()))
+
+
+def _imports_of(module: ModuleType) -> list[ModuleType]:
+    lines = [node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.ImportFrom)]
+    names = [name for line in lines for alias in line.names for name in (line.module, f"{line.module}.{alias.name}")]
+    return [sys.modules[name] for name in names if name and name.startswith("eeutils.") and name in sys.modules]
 
 
 def _without_prose(source: str) -> str:
@@ -286,6 +337,11 @@ def _without_prose(source: str) -> str:
 
 def _is_prose(line: ast.stmt) -> bool:
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+
+
+def _word(value: Any) -> str:
+    """A value in a folder's name: a path or a tuple of names would not do as it is."""
+    return re.sub(r"[^\w.+-]+", "_", str(value)).strip("_")[-40:]
 
 
 def _hash(value: Any) -> str:

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from eeutils.batching import Batch, Samples, encode
+from eeutils.batching import Batch, Samples, Tokenizers, encode
 from eeutils.errors import InputError
 from eeutils.evidence import Evidence
 from eeutils.exits import Answer, MultiStageModel, stack
@@ -54,14 +53,14 @@ class Runtime:
     Attributes:
         model: any `MultiStageModel`.
         rule, threshold: when to leave; `NEVER` runs every stage.
-        tokenizer: needed to take texts; without it, token ids only.
+        tokenizer: needed to take texts; without it, token ids only. Several for a model that reads several.
         max_length: longer texts are cut to that many word pieces.
     """
 
     model: MultiStageModel
     rule: Rule
     threshold: float = NEVER
-    tokenizer: PreTrainedTokenizerBase | None = None
+    tokenizer: Tokenizers | None = None
     max_length: int = 128
 
     def __call__(
@@ -148,7 +147,9 @@ class Runtime:
         answers = stack(said)
         empty = torch.zeros(len(said), len(ids), dtype=torch.float64)
         layers = self.model.layers[: len(said)]
-        return Evidence(answers.logits, ids, empty, empty[0], layers, self.model.reference_layers, None, answers.extras)
+        return Evidence(
+            answers.logits, ids, empty, empty[0], empty, layers, self.model.reference_layers, None, answers.extras
+        )
 
 
 def _to_cpu(answer: Answer) -> Answer:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eeutils.errors import InputError
+from eeutils.tradeoff import Reading
 
 
 @dataclass(frozen=True)
@@ -94,5 +95,25 @@ def difference_interval(
 
     def difference(seed: int, rows: np.ndarray) -> float:
         return metric(ours[seed][rows], labels[rows]) - metric(theirs[seed][rows], labels[rows])
+
+    return bootstrap(difference, len(labels), len(ours), **options)
+
+
+def equal_cost_difference(
+    metric: Callable[[np.ndarray, np.ndarray], float],
+    ours: Sequence[Reading],
+    theirs: Sequence[Reading],
+    labels: np.ndarray,
+    **options: float,
+) -> Interval:
+    """Score of our curve minus that of theirs, both read at the same cost (`tradeoff.read`), one reading per seed.
+
+    Paired by sample and by seed. The thresholds stay where they are while the samples are drawn anew.
+    """
+    if len(ours) != len(theirs):
+        raise InputError(f"a paired difference needs the same seeds on both sides; got {len(ours)} and {len(theirs)}")
+
+    def difference(seed: int, rows: np.ndarray) -> float:
+        return ours[seed].score(metric, labels, rows) - theirs[seed].score(metric, labels, rows)
 
     return bootstrap(difference, len(labels), len(ours), **options)

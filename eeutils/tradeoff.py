@@ -110,7 +110,52 @@ def score_at(curve: pd.DataFrame, speedup: float, axis: str = "layers") -> float
     """
     cost, score = _line(curve, axis)
     wanted = 1 / speedup
-    return float(np.interp(wanted, cost, score)) if cost[0] - 1e-9 <= wanted <= cost[-1] + 1e-9 else math.nan
+    return float(np.interp(wanted, cost, score)) if _within(wanted, cost) else math.nan
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A curve read at one speed-up: what N samples are answered at the threshold just below it and the one just above.
+
+    `share` of the samples would be sent through the first threshold, the others through the second: on average that
+    costs exactly what was asked for.
+    """
+
+    share: float
+    predictions: tuple[Tensor, Tensor]
+
+    def score(self, metric: Metric, labels: np.ndarray, rows: np.ndarray | slice = slice(None)) -> float:
+        """The score of the mix, on all samples or on some rows."""
+        first, second = (metric(answers.numpy()[rows], labels[rows]) for answers in self.predictions)
+        return self.share * first + (1 - self.share) * second
+
+
+def read(evidence: Evidence, rule: Rule, speedup: float, axis: str = "layers") -> Reading:
+    """A rule at exactly a speed-up, so that rules can be compared at equal cost: `score_at` with its answers.
+
+    Which thresholds lie around a speed-up depends on what the samples cost, never on their labels.
+
+    Raises:
+        InputError: a speed-up out of the curve's reach; see `reaches`.
+    """
+    _, left, costs = _operating_points(evidence, rule, axis)
+    wanted = 1 / speedup
+    if not _within(wanted, costs):
+        raise InputError(
+            f"rule {rule.name!r} reaches {axis} speed-ups from {1 / costs.max():.2f}x to {1 / costs.min():.2f}x on "
+            f"this evidence, not {speedup:g}x; ask reaches() first"
+        )
+    above = min(int(np.searchsorted(costs, wanted)), len(costs) - 1)
+    below = max(above - 1, 0)
+    gap = costs[above] - costs[below]
+    share = float(np.clip((costs[above] - wanted) / gap, 0, 1)) if gap > 0 else 1.0
+    answers = predict(rule.answers(evidence))
+    return Reading(share, (_at(answers, left[below]), _at(answers, left[above])))
+
+
+def reaches(evidence: Evidence, rule: Rule, speedup: float, axis: str = "layers") -> bool:
+    """Whether a rule's curve can be read at a speed-up."""
+    return _within(1 / speedup, _operating_points(evidence, rule, axis)[2])
 
 
 def area(curve: pd.DataFrame, low: float = 1 / 2, high: float = 1.0, axis: str = "layers") -> float:
@@ -129,13 +174,8 @@ def threshold_for_speedup(evidence: Evidence, rule: Rule, speedup: float, axis: 
     """The threshold whose speed-up on this evidence (dev!) is the nearest to a wanted one. Needs no labels."""
     if speedup < 1:
         raise InputError(f"a speed-up is 1 or more; got {speedup}")
-    _check_axis(axis)
-    rule.check(evidence)
-    readiness = rule.readiness(evidence)
-    thresholds = _turning_points(readiness, rule, 1001)
-    left = _leave(readiness, torch.tensor(thresholds, dtype=torch.float64))
-    costs = [1 / _speedups(evidence, stages)[axis] for stages in left]
-    return thresholds[int(np.argmin(np.abs(np.array(costs) - 1 / speedup)))]
+    thresholds, _, costs = _operating_points(evidence, rule, axis, points=1001)
+    return thresholds[int(np.argmin(np.abs(costs - 1 / speedup)))]
 
 
 def threshold_for_loss(evidence: Evidence, rule: Rule, metric: Metric, tolerance: float, axis: str = "layers") -> float:
@@ -173,13 +213,29 @@ def _turning_points(readiness: Tensor, rule: Rule, points: int) -> list[float]:
     return [*thresholds.tolist(), NEVER]
 
 
+def _operating_points(
+    evidence: Evidence, rule: Rule, axis: str, points: int = 101
+) -> tuple[list[float], Int[Tensor, "thresholds samples"], np.ndarray]:
+    """Thresholds from the loosest to the strictest, where samples leave at each, and its mean cost fraction."""
+    _check_axis(axis)
+    rule.check(evidence)
+    readiness = rule.readiness(evidence)
+    thresholds = _turning_points(readiness, rule, points)
+    left = _leave(readiness, torch.tensor(thresholds, dtype=torch.float64))
+    return thresholds, left, np.array([1 / _speedups(evidence, stages)[axis] for stages in left])
+
+
+def _within(cost: float, costs: np.ndarray) -> bool:
+    return bool(costs[0] - 1e-9 <= cost <= costs[-1] + 1e-9)
+
+
 def _at(tensor: Tensor, stages: Int[Tensor, " samples"]) -> Tensor:
     """Of a (S, N, ...) tensor, what stands at each sample's own stage."""
     return tensor[stages, torch.arange(tensor.shape[1])]
 
 
 def _speedups(evidence: Evidence, stages: Int[Tensor, " samples"]) -> dict[str, float]:
-    layers = torch.tensor(evidence.layers, dtype=torch.float64)[stages].mean()
+    layers = _at(evidence.layers_run, stages).double().mean()
     flops = _at(evidence.cost, stages).double().mean()
     reference = evidence.reference_cost.double().mean()
     return {"layers": float(evidence.reference_layers / layers), "flops": float(reference / flops)}

@@ -34,6 +34,7 @@ def make_evidence(
         torch.arange(samples) if ids is None else torch.as_tensor(ids),
         cost,
         reference,
+        torch.tensor(layers[:stages]).double()[:, None].expand(-1, samples),
         layers,
         reference_layers or layers[-1],
         None if labels is None else torch.as_tensor(labels),
@@ -44,7 +45,7 @@ def make_evidence(
 def random_evidence(
     seed: int, stages: int, samples: int, classes: int, scale: float = 3.0, step: float | None = None
 ) -> Evidence:
-    """Random logits, rounded to multiples of `step` so that ties happen, with labels and a policy."""
+    """Random logits, rounded to multiples of `step` so that ties happen, with labels, a policy and distances (some 0)."""
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(stages, samples, classes, generator=generator)
     if step is not None:
@@ -55,7 +56,9 @@ def random_evidence(
         else torch.randint(classes, (samples,), generator=generator)
     )
     ids = torch.randperm(10 * samples, generator=generator)[:samples]
-    return make_evidence(logits, labels, ids=ids, policy=torch.rand(stages, samples, generator=generator))
+    policy = torch.rand(stages, samples, generator=generator)
+    distances = (4 * torch.rand(stages, samples, classes, generator=generator)).round() / 2
+    return make_evidence(logits, labels, ids=ids, policy=policy, distances=distances)
 
 
 def every_rule() -> dict[str, Rule]:
@@ -73,8 +76,10 @@ def every_rule() -> dict[str, Rule]:
         rules.vote(),
         rules.harmonic(rules.entropy(), rules.confidence(), 0.5),
         rules.harmonic(rules.sustained(rules.entropy(), 1), rules.policy(), 2.0),
+        rules.harmonic(rules.distance_ratio(), rules.entropy()),
+        rules.distance_ratio(),
         rules.policy(),
-        rules.fixed(2),
+        rules.fixed(),
         rules.random(7),
         rules.oracle(),
     ]
@@ -89,7 +94,7 @@ def regression_rules() -> dict[str, Rule]:
         rules.divergence("kl", "max"),
         rules.sustained(rules.patience(0.5), 2),
         rules.policy(),
-        rules.fixed(2),
+        rules.fixed(),
         rules.random(7),
     ]
     return {rule.name: rule for rule in found}

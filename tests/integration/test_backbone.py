@@ -177,10 +177,12 @@ def test_a_folder_is_loaded_as_hugging_face_loads_it(folder: Path) -> None:
         assert torch.equal(load_backbone(str(folder))(**given), tiny_encoder()(**given).last_hidden_state)
 
 
-def test_weights_without_a_pooler_are_fine(folder: Path) -> None:
+def test_weights_without_a_pooler_are_fine_and_no_pooler_is_made_up(folder: Path) -> None:
     weights = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if "pooler" not in name}
+    assert load_backbone(str(folder)).pretrained_pooler is not None
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    assert load_backbone(str(folder)).depth == 4
+    # transformers makes up what is missing: random weights must not pass for pre-trained ones.
+    assert load_backbone(str(folder)).pretrained_pooler is None
 
 
 @pytest.mark.parametrize(
@@ -209,7 +211,7 @@ def test_damaged_weights_are_refused_with_a_sentence(folder: Path) -> None:
 @pytest.mark.parametrize("load", [load_backbone, load_tokenizer, check_backbone])
 def test_what_is_not_there_is_refused_with_what_could_be(load, tmp_path: Path) -> None:
     for name in (str(tmp_path / "nowhere"), "no-such-owner/no-such-encoder", str(tmp_path)):
-        with pytest.raises(InputError, match=r"cannot load backbone .*offline backbones are: minilm-l6"):
+        with pytest.raises(InputError, match=r"cannot load backbone .*offline backbones are: minilm-l3, minilm-l6"):
             load(name)
 
 

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eeutils import rules, tradeoff
 from eeutils.backbone import Backbone
+from eeutils.batching import Samples
 from eeutils.evidence import record
 from eeutils.exits import MultiExitModel, own_pooler_exits, shared_pooler_exits
 from eeutils.papers import finetuned
@@ -27,6 +28,11 @@ def counted(model: MultiExitModel, tokens: int) -> list[float]:
     return found
 
 
+def of_length(*tokens: int) -> Samples:
+    """Samples of so many tokens each."""
+    return Samples(tuple((7,) * length for length in tokens), None, None, torch.arange(len(tokens)), 0)
+
+
 # FlopCounterMode sees nothing of attention inside SDPA on a CPU; the eager form is the same work.
 @pytest.mark.parametrize("tokens", [3, 17])
 @pytest.mark.parametrize("name", CONFIGS)
@@ -35,7 +41,7 @@ def test_flops_of_every_stage_are_those_that_torch_counts(name: str, tokens: int
     backbone = Backbone(tiny_encoder(name, attention="eager"))
     exits = own_pooler_exits(backbone, 3, "cls")
     model = MultiExitModel(backbone, {layer: exits[layer] for layer in layers}).eval()
-    assert model.cost(torch.tensor([tokens]))[:, 0].tolist() == counted(model, tokens)
+    assert model.cost(of_length(tokens))[:, 0].tolist() == counted(model, tokens)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -45,7 +51,7 @@ def test_the_reference_is_the_plain_model_with_its_one_head(name: str) -> None:
     plain = MultiExitModel(backbone, {4: exits[4]}).eval()
     every = MultiExitModel(backbone, exits).eval()
     for tokens in (3, 17):
-        length = torch.tensor([tokens])
+        length = of_length(tokens)
         assert plain.reference_cost(length).tolist() == counted(plain, tokens)
         assert every.reference_cost(length).tolist() == counted(plain, tokens)
         assert plain.cost(length)[-1].tolist() == plain.reference_cost(length).tolist()
@@ -54,7 +60,7 @@ def test_the_reference_is_the_plain_model_with_its_one_head(name: str) -> None:
 def test_a_truncated_model_is_measured_against_the_whole_encoder(encoder_folder: str) -> None:
     setting = Setting(backbone=encoder_folder)
     whole, half = finetuned.build(setting, 2), finetuned.build(setting, 2, layers=2)
-    tokens = torch.tensor([5, 30])
+    tokens = of_length(5, 30)
     assert (half.layers, half.reference_layers) == ((2,), 4)
     assert torch.equal(half.reference_cost(tokens), whole.reference_cost(tokens))
     assert (half.cost(tokens) < 0.6 * whole.cost(tokens)).all()

@@ -20,9 +20,8 @@ from eeutils.settings import Setting
 from eeutils.training import Phase
 from tests.tiny import tiny_model, tiny_samples
 
-METHODS = [
-    importlib.import_module(f"eeutils.papers.{module.name}").METHOD for module in pkgutil.iter_modules(papers.__path__)
-]
+MODULES = [importlib.import_module(f"eeutils.papers.{module.name}") for module in pkgutil.iter_modules(papers.__path__)]
+METHODS = [module.METHOD for module in MODULES if module.__name__ != "eeutils.papers.baselines"]
 
 
 MODEL = tiny_model()  # the losses below do not look at it

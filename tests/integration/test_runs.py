@@ -16,13 +16,17 @@ import pytest
 import torch
 
 from eeutils import runs, training
+from eeutils.batching import Batch
 from eeutils.errors import InputError
 from eeutils.evidence import record
+from eeutils.exits import Answers, MultiStageModel
+from eeutils.method import Notes
 from eeutils.metrics import headline
-from eeutils.papers import deebert, finetuned, pabee
+from eeutils.papers import badge, deebert, finetuned, pabee
 from eeutils.runs import Run, load_or_train
 from eeutils.settings import Setting
 from eeutils.specs import TASKS
+from eeutils.training import Phase
 from tests.tiny import tiny_task
 
 ROOT = Path(__file__).parent.parent.parent
@@ -165,6 +169,26 @@ def test_changed_shared_code_is_another_run(setting: Setting, monkeypatch: pytes
     after = runs._config(deebert.METHOD, setting, {})
     assert before["code"] != after["code"]
     assert before["starts_from"] != after["starts_from"]
+
+
+def test_the_code_that_a_paper_borrows_counts_and_what_only_reads_evidence_does_not(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {
+        method.name: runs.run_key(method, setting, method.with_options()) for method in (badge.METHOD, pabee.METHOD)
+    }
+    getsource = runs.inspect.getsource
+
+    def after(changed: str) -> set[str]:
+        def source(what: ModuleType) -> str:
+            return getsource(what) + ("\nmore = 1\n" if what.__name__ == f"eeutils.{changed}" else "")
+
+        monkeypatch.setattr(runs.inspect, "getsource", source)
+        return {m.name for m in methods if runs.run_key(m, setting, m.with_options()) != before[m.name]}
+
+    assert after("papers.pabee") == {"badge", "pabee"}, "badge trains with pabee's loss"
+    assert after("papers.badge") == {"badge"}
+    assert after("rules") == after("plots") == set()
 
 
 def test_a_run_that_was_interrupted_is_never_taken_for_one_and_goes_on(
@@ -312,3 +336,29 @@ def test_runs_of_different_keys_do_not_wait_for_each_other(setting: Setting) -> 
         train(setting=setting)
         train(setting=replace(setting, seed=5))
     assert time.monotonic() - begun < 60
+
+
+def test_evidence_on_the_training_samples_is_recorded_once_when_it_is_asked_for(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(setting=setting)
+    expected = record(run.model(), run.samples("train"))
+    torch.testing.assert_close(run.train.logits, expected.logits)
+    assert run.train.ids.tolist() == tiny_task().train["id"]
+    monkeypatch.setattr(runs, "record", refuse)
+    assert torch.equal(train(setting=setting).train.logits, run.train.logits)
+
+
+def test_an_objective_finds_the_notes_of_its_own_samples(setting: Setting) -> None:
+    seen: dict[int, float] = {}
+
+    def annotate(setting: Setting) -> Notes:
+        ids = torch.tensor(tiny_task().train["id"]).flip(0)
+        return {"twice": (ids, 2.0 * ids)}
+
+    def objective(model: MultiStageModel, answers: Answers, batch: Batch) -> torch.Tensor:
+        seen.update(zip(batch.ids.tolist(), batch.notes["twice"].tolist(), strict=True))
+        return answers.logits.square().mean()
+
+    train(replace(pabee.METHOD, name="noted", annotate=annotate, phases=lambda: [Phase("noted", objective)]), setting)
+    assert seen == {number: 2.0 * number for number in tiny_task().train["id"]}

@@ -29,7 +29,8 @@ class PolicyExit(Exit):
     def forward(self, state: ExitState) -> tuple[Answer, Mapping[str, Tensor]]:
         features = self.features(state)
         running = state.carried.get("running", torch.zeros_like(features)) / 2 + features
-        return Answer(self.classifier(running), {"policy": running[:, 0].sigmoid()}), {"running": running}
+        logits = self.classifier(running)
+        return Answer(logits, {"policy": running[:, 0].sigmoid(), "distances": logits.abs()}), {"running": running}
 
 
 def policy_model(classes: int) -> MultiExitModel:
@@ -73,12 +74,12 @@ class Cascade(MultiStageModel):
         types = None if state.token_type_ids is None else state.token_type_ids[rows]
         return CascadeState(state.input_ids[rows], state.attention_mask[rows], types)
 
-    def cost(self, tokens: Tensor) -> Tensor:
-        each = [part.depth * layer_flops(part, tokens) + linear_flops(self.heads) / 2 for part in self.parts]
+    def cost(self, samples: Samples) -> Tensor:
+        each = [part.depth * layer_flops(part, samples.lengths) + linear_flops(self.heads) / 2 for part in self.parts]
         return torch.stack(each).cumsum(dim=0)
 
-    def reference_cost(self, tokens: Tensor) -> Tensor:
-        return self.cost(tokens)[1] - self.cost(tokens)[0]
+    def reference_cost(self, samples: Samples) -> Tensor:
+        return self.cost(samples)[1] - self.cost(samples)[0]
 
 
 def thresholds(evidence: Evidence, rule: Rule) -> list[float]:

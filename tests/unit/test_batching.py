@@ -145,3 +145,37 @@ def test_texts_that_cannot_be_encoded_are_refused(arguments: tuple, sentence: st
 def test_a_length_that_the_model_cannot_take_is_refused(max_length: int) -> None:
     with pytest.raises(InputError, match=rf"max_length {max_length} does not fit.*choose 3 to 40"):
         encode(tiny_tokenizer(), ["good"], max_length=max_length)
+
+
+def test_notes_are_joined_by_id_and_follow_the_samples_into_batches() -> None:
+    samples = tiny_samples(4).take([2, 0, 3])
+    noted = samples.with_notes(hardness=(torch.tensor([3, 9, 0, 2]), torch.tensor([0.3, 0.9, 0.0, 0.2])))
+    assert noted.notes["hardness"].tolist() == pytest.approx([0.2, 0.0, 0.3])
+    assert noted.take([1, 2]).batch([1]).notes["hardness"].tolist() == pytest.approx([0.3])
+    assert noted.batch([0]).to(torch.device("meta")).notes["hardness"].device.type == "meta"
+    assert samples.notes == {}
+
+
+def test_a_sample_without_its_note_or_an_id_with_two_notes_is_refused() -> None:
+    samples = tiny_samples(3)
+    with pytest.raises(InputError, match="note 'hardness' lacks 1 of 3 samples, such as id 1"):
+        samples.with_notes(hardness=(torch.tensor([0, 2]), torch.zeros(2)))
+    with pytest.raises(InputError, match="4 values for 3 ids"):
+        samples.with_notes(hardness=(torch.tensor([0, 1, 2, 2]), torch.zeros(4)))
+
+
+def test_further_tokenizers_give_the_same_samples_in_other_tokens_all_the_way_to_the_batch() -> None:
+    short = tiny_tokenizer()
+    short.add_tokens(["very good"])  # one token where the other tokenizer has two
+    texts = ["very good", "bad film", "very good plot and the end"]
+    samples = encode([tiny_tokenizer(), short], texts, max_length=40, labels=[1, 0, 1], ids=[5, 6, 7])
+    alone = encode(short, texts, max_length=40, labels=[1, 0, 1], ids=[5, 6, 7])
+    assert samples.tokens == encode(tiny_tokenizer(), texts, max_length=40).tokens
+    assert samples.others[0].tokens == alone.tokens != samples.tokens
+    batch = samples.take([2, 0]).batch([1])
+    assert batch.ids.tolist() == batch.others[0].ids.tolist() == [5]
+    own, other = batch.inputs[:3], batch.inputs[3:]
+    assert own[0].tolist() == [list(samples.tokens[0])]
+    assert other[0].tolist() == [list(alone.tokens[0])]
+    assert len(batch.to(torch.device("cpu")).inputs) == 6
+    assert encode(short, texts, max_length=40).others == ()

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from eeutils.errors import InputError
-from eeutils.evidence import Evidence, predict
-from tests.helpers import make_evidence, random_evidence
+from eeutils.evidence import Evidence, concatenate, predict
+from eeutils.tradeoff import fixed_exits
+from tests.helpers import accuracy, make_evidence, random_evidence
 
 
 def equal(one: Evidence, two: Evidence) -> None:
-    for name in ("logits", "ids", "cost", "reference_cost"):
+    for name in ("logits", "ids", "cost", "reference_cost", "layers_run"):
         assert torch.equal(getattr(one, name), getattr(two, name)), name
     assert (one.layers, one.reference_layers) == (two.layers, two.reference_layers)
     assert (one.labels is None) == (two.labels is None)
@@ -89,3 +90,20 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         make_evidence(logits, policy=torch.zeros(3, 2))
     with pytest.raises(InputError, match=r"labels must be \(3,\), got \(2,\)"):
         make_evidence(logits, [0, 1])
+
+
+def test_parts_are_put_in_the_order_of_the_ids() -> None:
+    whole = random_evidence(3, 3, 9, 2)
+    rows = torch.tensor([4, 0, 8, 2, 6, 1, 3, 5, 7])
+    parts = [whole.select(rows[:4]), whole.select(rows[4:])]
+    again = concatenate(parts, whole.ids)
+    equal(again, whole)
+    with pytest.raises(InputError, match="cannot be put in the order"):
+        concatenate(parts[:1], whole.ids)
+
+
+def test_evidence_of_logits_alone_counts_a_stage_as_a_layer() -> None:
+    evidence = Evidence.from_logits(torch.zeros(4, 3, 2), torch.tensor([0, 1, 1]))
+    found = fixed_exits(evidence, accuracy)
+    assert found.layers.tolist() == [1, 2, 3, 4]
+    assert found.flops_speedup.tolist() == pytest.approx([4, 2, 4 / 3, 1])

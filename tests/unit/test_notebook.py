@@ -9,9 +9,12 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from eeutils import notebook, plots
+from eeutils import notebook, plots, rules
 from eeutils.errors import InputError
+from eeutils.notebook import keep_curves, speedup_table
 from eeutils.settings import Setting
+from eeutils.tradeoff import score_at, sweep
+from tests.helpers import accuracy, random_evidence
 
 PARAMETERS = {"profile": "smoke", "task": "movie", "backbone": "minilm-l6", "seed": 3, "save_to": ""}
 
@@ -105,3 +108,16 @@ def test_journeys_frame_the_layer_at_which_a_sentence_leaves() -> None:
     assert labels[0] == "short  (good)"
     assert labels[1].endswith("...  (bad)")
     plt.close("all")
+
+
+def test_curves_are_shown_at_speedups_and_kept_in_one_table(tmp_path: Path) -> None:
+    evidence = random_evidence(0, 4, 30, 2)
+    curves = {rule.name: sweep(evidence, rule, accuracy) for rule in (rules.entropy(), rules.patience())}
+    shown = speedup_table(curves, [1.0, 2.0, 3.9], axis="flops")
+    assert shown.columns.tolist() == ["1x", "2x", "3.9x"]
+    assert shown.loc["entropy", "2x"] == score_at(curves["entropy"], 2.0, "flops")
+    assert np.isnan(shown.loc["patience", "3.9x"]), "patience cannot leave at the first of four exits"
+    keep_curves(curves, tmp_path, "both")
+    kept = pd.read_csv(tmp_path / "results" / "both.csv")
+    assert kept.rule.tolist() == ["entropy"] * len(curves["entropy"]) + ["patience"] * len(curves["patience"])
+    assert kept.score.tolist() == pytest.approx(pd.concat(curves.values()).score.tolist(), abs=1e-6)

@@ -112,7 +112,7 @@ REFERENCES: list[tuple[rules.Rule, Callable[[History], float]]] = [
     (rules.margin(), lambda history: sorted(p(history[-1]))[-1] - sorted(p(history[-1]))[-2]),
     (rules.patience(), lambda history: patience_of(history, lambda a, b: said(a) == said(b))),
     (rules.vote(), lambda history: max(votes_of(history))),
-    (rules.fixed(3), lambda history: float(len(history) >= 3)),
+    (rules.fixed(), lambda history: float(len(history))),
     (rules.sustained(rules.entropy(), 2), two_in_a_row),
     (
         rules.harmonic(rules.entropy(), rules.confidence(), 0.5),
@@ -185,7 +185,7 @@ def test_what_later_stages_say_never_changes_readiness_or_answers(
     changed = replace(
         evidence,
         logits=torch.cat([evidence.logits[:end], other.logits[end:]]),
-        extras={"policy": torch.cat([evidence.extras["policy"][:end], other.extras["policy"][end:]])},
+        extras={name: torch.cat([extra[:end], other.extras[name][end:]]) for name, extra in evidence.extras.items()},
     )
     for rule in (ALL if classes > 1 else NUMBERS).values():
         whole = rule.readiness(evidence)[:end]
@@ -397,12 +397,10 @@ def test_random_readiness_is_a_function_of_seed_id_and_stage_alone() -> None:
     assert not torch.equal(rules.random(3).readiness(one), rules.random(4).readiness(one))
 
 
-def test_fixed_sends_everybody_to_its_stage_or_to_the_last_there_is() -> None:
+def test_threshold_k_of_the_fixed_rule_sends_everybody_to_stage_k_or_to_the_last_there_is() -> None:
     evidence = random_evidence(0, 4, 6, 2)
     for stage in (1, 3, 4, 9):
-        assert decide(evidence, rules.fixed(stage), 1).stages.tolist() == [min(stage, 4) - 1] * 6
-    with pytest.raises(InputError, match="counted from 1"):
-        rules.fixed(0)
+        assert decide(evidence, rules.fixed(), stage).stages.tolist() == [min(stage, 4) - 1] * 6
 
 
 def test_the_oracle_leaves_at_the_first_stage_that_is_right_and_never_without_labels() -> None:
@@ -420,6 +418,38 @@ def test_a_policy_without_its_extra_says_where_to_get_it() -> None:
         decide(make_evidence(torch.zeros(2, 2, 2)), rules.policy(), 0.5)
 
 
+@few
+@given(classes=st.integers(2, 4), **shapes)
+def test_the_distance_ratio_compares_the_predicted_class_with_the_nearest_other(
+    seed: int, stages: int, samples: int, classes: int, scale: float, step: float | None
+) -> None:
+    evidence = random_evidence(seed, stages, samples, classes, scale, step)
+    readiness = rules.distance_ratio().readiness(evidence)
+    for stage in range(stages):
+        for sample in range(samples):
+            distances = evidence.extras["distances"][stage, sample].tolist()
+            r1 = distances.pop(said(evidence.logits[stage, sample].tolist()))
+            r2 = min(distances)
+            ratio = 0.5 if r1 == r2 == 0 else (1 + (r1 - r2) / max(r1, r2)) / 2
+            assert readiness[stage, sample].item() == pytest.approx(1 - ratio)
+
+
+def test_the_distance_ratio_by_hand_on_both_branches_and_where_a_sample_sits_on_a_prototype() -> None:
+    # The classifier says class 0 each time; r1 and r2 are the two distances.
+    distances = torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 1.0], [0.0, 3.0], [3.0, 0.0], [0.0, 0.0]])
+    evidence = make_evidence(torch.tensor([1.0, 0.0]).expand(1, 6, 2), distances=distances[None])
+    ratio = 1 - rules.distance_ratio().readiness(evidence)[0]
+    # r1 < r2 gives r1 / 2 r2, r1 > r2 gives 1 - r2 / 2 r1.
+    assert ratio.tolist() == [0.25, 0.75, 0.5, 0.0, 1.0, 0.5]
+    scaled = replace(evidence, extras={"distances": 1000 * distances[None]})
+    torch.testing.assert_close(1 - rules.distance_ratio().readiness(scaled)[0], ratio)
+
+
+def test_a_distance_ratio_without_distances_says_where_to_get_them() -> None:
+    with pytest.raises(InputError, match="extra 'distances'; record it from a DE3-BERT model"):
+        decide(make_evidence(torch.zeros(2, 2, 2)), rules.distance_ratio(), 0.5)
+
+
 @pytest.mark.parametrize(
     ("rule", "threshold"),
     [
@@ -429,7 +459,7 @@ def test_a_policy_without_its_extra_says_where_to_get_it() -> None:
         (rules.patience(), 0),
         (rules.divergence(), 0.1),
         (rules.vote(), 0),
-        (rules.fixed(2), 2),
+        (rules.fixed(), 0),
         (rules.margin(), -math.inf),
     ],
 )

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from eeutils.errors import InputError
-from eeutils.statistics import Interval, bootstrap, difference_interval, score_interval
+from eeutils.statistics import Interval, bootstrap, difference_interval, equal_cost_difference, score_interval
+from eeutils.tradeoff import Reading
 from tests.helpers import accuracy
 
 GENERATOR = np.random.default_rng(0)
@@ -94,3 +96,18 @@ def test_nothing_to_resample_is_refused(wrong: dict[str, float]) -> None:
 def test_a_paired_difference_needs_the_same_seeds() -> None:
     with pytest.raises(InputError, match="same seeds on both sides; got 2 and 1"):
         difference_interval(accuracy, [LABELS, LABELS], [LABELS], LABELS)
+
+
+def test_an_equal_cost_difference_pairs_samples_and_mixes_both_thresholds() -> None:
+    labels = np.ones(400)
+    right, wrong = torch.ones(400), torch.zeros(400)
+    half = torch.arange(400) % 2
+    ours, theirs = Reading(0.25, (wrong, right)), Reading(1.0, (half, right))
+    same = equal_cost_difference(accuracy, [ours], [ours], labels)
+    assert (same.estimate, same.low, same.high) == (0, 0, 0)
+    found = equal_cost_difference(accuracy, [ours], [theirs], labels)
+    assert found.estimate == pytest.approx(0.25)
+    # The share of even rows in 400 draws has a standard error of 0.025.
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.025, rel=0.2)
+    with pytest.raises(InputError, match="same seeds"):
+        equal_cost_difference(accuracy, [ours, ours], [theirs], labels)

@@ -18,6 +18,8 @@ from eeutils.tradeoff import (
     decide,
     fixed_exits,
     operate,
+    reaches,
+    read,
     score_at,
     sweep,
     threshold_for_loss,
@@ -26,7 +28,7 @@ from eeutils.tradeoff import (
 from tests.helpers import accuracy, every_rule, make_evidence, negative_error, random_evidence, regression_rules
 
 EARLIEST = {"entropy": 1, "confidence": 1, "margin": 1, "patience": 2, "vote": 1, "divergence (jsd)": 2, "policy": 1}
-EARLIEST |= {"entropy, 2 in a row": 2, "divergence (jsd), 3 in a row": 4, "fixed exit 2": 2, "random": 1}
+EARLIEST |= {"entropy, 2 in a row": 2, "divergence (jsd), 3 in a row": 4, "fixed exits": 1, "random": 1}
 
 
 def leave_one_by_one(evidence: Evidence, rule: rules.Rule, threshold: float) -> list[int]:
@@ -63,7 +65,10 @@ def uneven(evidence: Evidence) -> Evidence:
     layers = tuple(2 * stage + 2 - stage % 2 for stage in range(evidence.stages))
     lengths = torch.arange(1, evidence.samples + 1, dtype=torch.float64)
     cost = torch.tensor(layers)[:, None] * lengths**2 + 3
-    return replace(evidence, layers=layers, reference_layers=12, cost=cost, reference_cost=12 * lengths**2 + 1)
+    run = torch.tensor(layers).double()[:, None].expand(evidence.stages, evidence.samples)
+    return replace(
+        evidence, layers=layers, layers_run=run, reference_layers=12, cost=cost, reference_cost=12 * lengths**2 + 1
+    )
 
 
 @pytest.mark.parametrize("name", every_rule())
@@ -289,3 +294,38 @@ def test_expected_saving_and_speedup_are_two_names_of_one_thing(layers: list[int
     saving = 1 - np.mean(layers) / 12
     assert 1 - 1 / point["layer_speedup"] == pytest.approx(saving)
     assert point["layers"] == pytest.approx(np.mean(layers))
+
+
+@given(
+    seed=st.integers(0, 1000),
+    speedup=st.sampled_from([1.0, 1.2, 1.5, 2.0, 2.7]),
+    axis=st.sampled_from(["layers", "flops"]),
+)
+@pytest.mark.parametrize("rule", [rules.entropy(), rules.patience(), rules.fixed()], ids=lambda rule: rule.name)
+def test_a_reading_has_the_score_of_the_curve_at_exactly_that_speedup(
+    rule: rules.Rule, seed: int, speedup: float, axis: str
+) -> None:
+    evidence = random_evidence(seed, 4, 23, 2)
+    score = score_at(sweep(evidence, rule, accuracy), speedup, axis)
+    if not reaches(evidence, rule, speedup, axis):
+        assert math.isnan(score)
+        with pytest.raises(InputError, match=r"reaches .* speed-ups from"):
+            read(evidence, rule, speedup, axis)
+    else:
+        reading = read(evidence, rule, speedup, axis)
+        assert 0 <= reading.share <= 1
+        assert reading.score(accuracy, evidence.labels.numpy()) == pytest.approx(score, abs=1e-9)
+
+
+def test_fixed_exits_read_between_two_layers_mix_both() -> None:
+    evidence = make_evidence([[[1.0, 0], [1, 0]], [[0, 1], [0, 1]], [[0, 1], [0, 1]], [[0, 1], [0, 1]]], [1, 1])
+    # 1.5 layers of 4: half the samples leave at the first stage, which is always wrong, half at the second.
+    reading = read(evidence, rules.fixed(), 4 / 1.5)
+    assert reading.share == pytest.approx(0.5)
+    assert reading.score(accuracy, evidence.labels.numpy()) == pytest.approx(0.5)
+
+
+def test_where_tokens_stop_on_their_own_the_layer_speedup_is_that_of_each_sample() -> None:
+    evidence = make_evidence([[[0.0, 1.0], [0.0, 1.0]]], [1, 1], layers=(4,))
+    early = replace(evidence, layers_run=torch.tensor([[1.0, 3.0]]))
+    assert fixed_exits(early, accuracy).layer_speedup.tolist() == [2.0]

@@ -1,0 +1,51 @@
+"""What every method is drawn against: DeeBERT, PABEE, and k-layer models that were fine-tuned on their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from eeutils import tradeoff
+from eeutils.papers import deebert, finetuned, pabee
+from eeutils.rules import entropy, patience
+from eeutils.runs import Run, load_or_train
+from eeutils.settings import Setting
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The runs of a setting that notebooks compare with.
+
+    Attributes:
+        deebert, pabee: runs; DeeBERT's last exit is the plain fine-tuned model.
+        separate: separately fine-tuned k-layer models, as `finetuned.baselines` gives them.
+    """
+
+    deebert: Run
+    pabee: Run
+    separate: pd.DataFrame
+
+    @cached_property
+    def curves(self) -> dict[str, pd.DataFrame]:
+        """Each as published, on test."""
+        return {
+            "DeeBERT (entropy)": tradeoff.sweep(self.deebert.test, entropy(), self.deebert.metric),
+            "PABEE (patience)": tradeoff.sweep(self.pabee.test, patience(), self.pabee.metric),
+        }
+
+    @cached_property
+    def fixed(self) -> dict[str, pd.DataFrame]:
+        """The fixed exits of both checkpoints, on test."""
+        return {run.method.title: tradeoff.fixed_exits(run.test, run.metric) for run in (self.deebert, self.pabee)}
+
+
+def load_baselines(setting: Setting, profile: str) -> Baselines:
+    """The baselines of a setting; trains what is not there yet.
+
+    `profile` says how many k-layer models there are: see `finetuned.baseline_depths`.
+    """
+    runs = [load_or_train(method, setting) for method in (deebert.METHOD, pabee.METHOD)]
+    depths = finetuned.baseline_depths(profile, runs[0].test.reference_layers)
+    return Baselines(*runs, finetuned.baselines(setting, depths))
