@@ -40,6 +40,7 @@ class Claim:
         test: how we test it, in words: what is measured, against what.
         bar: what our number must be at least for the claim to hold.
         ceiling: what it must be at most; no limit unless the claim sets one.
+        why: the likely reason where it does not hold here; true whatever the numbers are.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Claim:
     bar: float
     ceiling: float = math.inf
     paper_number: str = NOT_AVAILABLE
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,4 +140,6 @@ def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def _range(claim: Claim) -> str:
+    if math.isinf(claim.bar):
+        return f"<= {claim.ceiling:g}"
     return f">= {claim.bar:g}" if math.isinf(claim.ceiling) else f"{claim.bar:g} to {claim.ceiling:g}"

@@ -90,7 +90,7 @@ def tradeoff(
             estimator=None,
         )
     for number, (name, points) in enumerate((fixed or {}).items()):
-        grey, marker = ("0.35", ".") if number == 0 else ("0.6", "+")
+        grey, marker = (("0.35", "."), ("0.6", "+"), ("0.5", "1"))[min(number, 2)]
         axes.plot(points[column], points.score, "--", color=grey, marker=marker, label=f"fixed exits, {name}")
     if separate is not None:
         axes.plot(
@@ -215,6 +215,302 @@ def lines(
         axes.axhline(level, color="0.35", linestyle=("--", ":", "-.")[number % 3], linewidth=1.2, label=name)
     axes.set_title(title)
     axes.legend(fontsize="small")
+    return figure
+
+
+def bars(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    hue: str,
+    low: str = "",
+    high: str = "",
+    title: str = "",
+) -> Figure:
+    """Grouped bars, one group per value of `x` and one bar in it per value of `hue`.
+
+    `low` and `high` name the columns of an interval around `y`, drawn as a whisker.
+    """
+    groups, names = list(dict.fromkeys(frame[x])), list(dict.fromkeys(frame[hue]))
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.4))
+    width = 0.8 / len(names)
+    for number, (name, colour) in enumerate(zip(names, sns.color_palette("colorblind", len(names)), strict=True)):
+        rows = frame[frame[hue] == name]
+        places = [groups.index(group) + (number - (len(names) - 1) / 2) * width for group in rows[x]]
+        whiskers = [(rows[y] - rows[low]).to_numpy(), (rows[high] - rows[y]).to_numpy()] if low and high else None
+        axes.bar(places, rows[y], width * 0.92, color=colour, label=name, yerr=whiskers, error_kw={"elinewidth": 1})
+    axes.axhline(0, color="0.35", linewidth=0.8)
+    axes.grid(visible=False, axis="x")
+    axes.set_xticks(range(len(groups)), [str(group) for group in groups])
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title)
+    axes.legend(title=hue, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def matrices(
+    named: Mapping[str, np.ndarray],
+    labels: Sequence[object],
+    *,
+    axis: str,
+    value: str,
+    low: float = -1.0,
+    high: float = 1.0,
+    title: str = "",
+) -> Figure:
+    """Square matrices side by side on one colour scale, their entries written in; NaN stays empty."""
+    figure, row = plt.subplots(
+        1, len(named), figsize=(0.5 + 3.1 * len(named), 3.2), squeeze=False, layout="constrained"
+    )
+    for number, (axes, (name, matrix)) in enumerate(zip(row[0], named.items(), strict=True)):
+        sns.heatmap(
+            matrix,
+            ax=axes,
+            vmin=low,
+            vmax=high,
+            cmap="PuOr" if low < 0 else "viridis",
+            annot=True,
+            fmt=".2f",
+            annot_kws={"size": 7},
+            square=True,
+            cbar=number == len(named) - 1,
+            cbar_kws={"label": value},
+            xticklabels=list(labels),
+            yticklabels=list(labels),
+        )
+        axes.set_title(name, fontsize="medium")
+        axes.set_xlabel(axis)
+        axes.set_ylabel(axis if number == 0 else "")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize="large")
+    return figure
+
+
+def scatter(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    hue: str,
+    panel: str,
+    stars: pd.DataFrame | None = None,
+    title: str = "",
+) -> Figure:
+    """Points, one panel per value of `panel`, each on a scale of its own; `stars`, in the same columns, stand out."""
+    panels, names = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[hue]))
+    colours = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
+    markers = dict(zip(names, _MARKERS[: len(names)], strict=True))
+    figure, row = plt.subplots(
+        1, len(panels), figsize=(0.5 + 3.6 * len(panels), 3.6), squeeze=False, layout="constrained"
+    )
+    for number, (axes, name) in enumerate(zip(row[0], panels, strict=True)):
+        points = frame[frame[panel] == name]
+        sns.scatterplot(
+            points,
+            x=x,
+            y=y,
+            hue=hue,
+            style=hue,
+            palette=colours,
+            markers=markers,
+            s=16,
+            alpha=0.55,
+            linewidth=0,
+            ax=axes,
+            legend="brief" if number == len(panels) - 1 else False,
+        )
+        # The same length for one unit on both axes: distances are what such a figure is read for.
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.margins(0.12)
+        if stars is not None:
+            chosen = stars[stars[panel] == name]
+            colour = chosen[hue].map(colours).tolist()
+            axes.scatter(chosen[x], chosen[y], marker="*", s=260, c=colour, edgecolors="black", zorder=3)
+        axes.set_title(str(name), fontsize="small")
+    row[0, -1].legend(title=hue, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize="large")
+    return figure
+
+
+def words(
+    sentences: Sequence[Sequence[str]],
+    layers: Sequence[Sequence[int]],
+    *,
+    depth: int,
+    notes: Sequence[str] = (),
+    title: str = "",
+) -> Figure:
+    """Sentences with each word coloured by the layer after which it stops.
+
+    Args:
+        sentences: the words of each; long sentences go on in the next line.
+        layers: the layer of each word, from 1 to `depth`.
+        depth: L, the number of layers.
+        notes: written in small above each sentence.
+        title: above the figure.
+    """
+    letters, tops, placed, line = 92, [], [], 0
+    for sentence, stops in zip(sentences, layers, strict=True):
+        tops.append(line)
+        line, column = line + (1 if notes else 0), 0
+        for word, layer in zip(sentence, stops, strict=True):
+            if column and column + len(word) > letters:
+                line, column = line + 1, 0
+            placed.append((column, line, word, layer))
+            column += len(word) + 2
+        line += 1.5
+    figure, axes = plt.subplots(figsize=(WIDTH + 2, 0.3 * line + 0.9), layout="constrained")
+    colours = sns.color_palette("viridis", depth)
+    for column, row, word, layer in placed:
+        red, green, blue = colours[layer - 1]
+        light = 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
+        axes.text(
+            column,
+            row,
+            word,
+            family="monospace",
+            fontsize=8,
+            va="center",
+            color="black" if light else "white",
+            bbox={"facecolor": colours[layer - 1], "edgecolor": "none", "boxstyle": "round,pad=0.25"},
+        )
+    for top, note in zip(tops, notes, strict=False):
+        axes.text(0, top, note, fontsize=8, va="center", color="0.35")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
+    labels = [f"layer {layer}" for layer in range(1, depth + 1)]
+    axes.legend(
+        handles,
+        labels,
+        ncols=min(depth, 6),
+        fontsize="small",
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        frameon=False,
+    )
+    axes.set_xlim(-1, letters + 2)
+    axes.set_ylim(line - 0.5, -1)
+    axes.axis("off")
+    axes.set_title(title)
+    return figure
+
+
+def distribution(frame: pd.DataFrame, x: str, values: Sequence[str], *, title: str = "") -> Figure:
+    """Box plots of several columns over the groups of one, side by side; whiskers: 5th to 95th percentile."""
+    figure, row = plt.subplots(
+        1, len(values), figsize=(0.5 + 3.6 * len(values), 3.2), squeeze=False, layout="constrained"
+    )
+    for axes, value in zip(row[0], values, strict=True):
+        sns.boxplot(frame, x=x, y=value, ax=axes, color="0.8", whis=(5, 95), showfliers=False, linewidth=1)
+    figure.suptitle(title, fontweight="bold")
+    return figure
+
+
+def shares(table: pd.DataFrame, *, title: str = "") -> Figure:
+    """A table of shares, 0 to 1, as a heat map; its index and columns name the axes. NaN stays empty."""
+    size = (1.6 + 0.75 * table.shape[1], 1.2 + 0.42 * table.shape[0])
+    figure, axes = plt.subplots(figsize=size)
+    shown = {"annot": True, "fmt": ".0%", "annot_kws": {"size": 8}, "linewidths": 1, "cbar": False}
+    sns.heatmap(table, ax=axes, vmin=0, vmax=1, cmap="Blues", **shown)
+    axes.tick_params(axis="y", rotation=0)
+    axes.set_title(title)
+    return figure
+
+
+def reliability(tables: Mapping[str, pd.DataFrame], *, title: str = "") -> Figure:
+    """Accuracy over confidence, one line per table of `calibration.reliability`; larger points hold more samples."""
+    figure, axes = plt.subplots(figsize=(WIDTH * 0.75, 4.2))
+    for number, (name, table) in enumerate(tables.items()):
+        [line] = axes.plot(table.confidence, table.accuracy, linewidth=1.4, label=name)
+        axes.scatter(
+            table.confidence,
+            table.accuracy,
+            s=12 + 160 * table.samples / table.samples.sum(),
+            marker=_MARKERS[number % len(_MARKERS)],
+            color=line.get_color(),
+        )
+    start = min(float(table.confidence.min()) for table in tables.values())
+    axes.plot([start, 1], [start, 1], "--", color="0.35", linewidth=1, label="as sure as it is right")
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("accuracy")
+    axes.set_title(title)
+    axes.legend(fontsize="small", loc="upper left")
+    return figure
+
+
+def panels(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    hue: str,
+    panel: str,
+    dashed: Sequence[str] = (),
+    grey: Sequence[str] = (),
+    title: str = "",
+) -> Figure:
+    """Lines, one panel per value of `panel` on its own scale, one legend for all; a line of one point is a star.
+
+    Values of `hue` look alike in every panel: those in `grey` step back, those in `dashed` are drawn dashed.
+    """
+    shown, names = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[hue]))
+    columns = min(len(shown), 3)
+    size = (WIDTH, 4.4) if len(shown) == 1 else (3.4 * columns, 3.0 * -(-len(shown) // columns))
+    figure, grid = plt.subplots(-(-len(shown) // columns), columns, figsize=size, squeeze=False, layout="constrained")
+    front = [name for name in names if name not in grey]
+    colours = dict(zip(front, sns.color_palette("colorblind", max(10, len(front))), strict=False))
+    handles = {}
+    for axes, place in zip(grid.flat, [*shown, *[None] * (grid.size - len(shown))], strict=True):
+        if place is None:
+            axes.axis("off")
+            continue
+        for name, line in frame[frame[panel] == place].sort_values(x).groupby(hue, sort=False):
+            style = ("--", ":", "-.")[list(grey).index(name) % 3] if name in grey else "--" if name in dashed else "-"
+            mark = {"marker": "*", "markersize": 11} if len(line) == 1 else {}
+            [handles[name]] = axes.plot(line[x], line[y], style, color=colours.get(name, "0.4"), linewidth=1.5, **mark)
+        axes.set_title(str(place), fontsize="medium")
+        _speedup_axis(axes, x)
+        axes.set_ylabel(y)
+    order = [name for name in names if name in handles]
+    figure.legend([handles[name] for name in order], order, fontsize="small", loc="outside right center")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize="large")
+    return figure
+
+
+def intervals(
+    frame: pd.DataFrame,
+    y: str,
+    x: str,
+    *,
+    low: str = "",
+    high: str = "",
+    hue: str = "",
+    levels: Mapping[str, float] | None = None,
+    title: str = "",
+) -> Figure:
+    """Points in rows, one row per value of `y` from the top down, with whiskers from `low` to `high`.
+
+    With `hue` each row has a point per value of it; `levels` are named vertical lines.
+    """
+    rows, names = list(dict.fromkeys(frame[y])), list(dict.fromkeys(frame[hue])) if hue else [""]
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.1 + 0.22 * len(rows) * max(1.4, len(names) * 0.8)))
+    step = 0.7 / len(names)
+    for number, (name, colour) in enumerate(zip(names, sns.color_palette("colorblind", len(names)), strict=True)):
+        points = frame[frame[hue] == name] if hue else frame
+        places = [rows.index(row) + (number - (len(names) - 1) / 2) * step for row in points[y]]
+        whiskers = [points[x] - points[low], points[high] - points[x]] if low and high else None
+        marker = _MARKERS[number % len(_MARKERS)]
+        look = {"fmt": marker, "color": colour, "markersize": 5, "elinewidth": 1.3}
+        axes.errorbar(points[x], places, xerr=whiskers, label=name, **look)
+    for number, (name, level) in enumerate((levels or {}).items()):
+        axes.axvline(level, color="0.35", linestyle=("--", ":", "-.")[number % 3], linewidth=1.2, label=name)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(x)
+    axes.set_title(title)
+    if hue or levels:
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

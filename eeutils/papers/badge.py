@@ -1,0 +1,221 @@
+"""BADGE: Speeding Up BERT Inference after Deployment via Block-wise Bypasses and Divergence-based Early Exiting (Zhu,
+Wang, Ni, Xie and Wang, ACL 2023, industry track).
+
+When all exits are trained together, what an early exit asks of a layer may not be what the later layers need of it. A
+light bottleneck beside each block gives the exit a path of its own, so that the exit need not bend the trunk: what the
+next block reads is the block's own output, never the bypass. A sample leaves when the distributions of neighbouring
+exits have stopped diverging. The wiring of the bypass, the divergence and all numbers are known to us from the abstract
+only: the three readings of the wiring and all kinds of divergence are settings here.
+
+    bypass     B(x) = W_up g(W_down x), rank r, W_up = 0 at the start         (our reading of "block-wise bypasses")
+    parallel   exit l reads H_l + B_l(H_{l-1})                                (the default)
+    serial     exit l reads H_l + B_l(H_l)
+    stream     exit l reads H_l + s_l, s_l = s_{l-1} + B_l(H_l)
+    loss       L = sum_l l L_l / sum_l l                                      (PABEE's, as in the same group's code)
+    rule       leave at the first l with D(p_{l-1}, p_l) <= tau, else at the last
+
+    symbol   variable            meaning
+    H_l      state.hidden        output of block l, one vector a token; H_{l-1} is state.before
+    B_l      BypassExit.bypass   the bypass of exit l; g is GELU
+    s_l      state.carried       the side stream, pooled
+    r        rank                width of the bottleneck
+    D        rules.divergence    kind: which divergence; against: the previous exit, or mean or max over all earlier
+    tau      -threshold          readiness is -D
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from eeutils.backbone import Hidden, load_backbone
+from eeutils.batching import Batch
+from eeutils.cost import linear_flops
+from eeutils.errors import InputError, unknown
+from eeutils.exits import Answer, Exit, ExitState, MultiExitModel, pool_tokens, shared_pooler_exits
+from eeutils.method import Method
+from eeutils.papers.pabee import weighted_loss
+from eeutils.rules import AGAINST, DIVERGENCES, Rule, divergence, sustained
+from eeutils.settings import Setting
+from eeutils.training import Phase, answer_loss
+
+BYPASSES = ("parallel", "serial", "stream")
+WIRINGS = (*BYPASSES, "wide-head", "none")
+"""The three readings of the bypass, the control with as many parameters in the head, and PABEE's model."""
+
+
+class Bottleneck(nn.Module):
+    """W_up g(W_down x) with g = GELU; W_up starts at zero, so that it begins as nothing.
+
+    Args:
+        width: D.
+        rank: r, 1 or more.
+    """
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        if rank < 1:
+            raise InputError(f"a bottleneck has a rank of 1 or more; got {rank}; use wiring='none' for no bypass")
+        self.down = nn.Linear(width, rank)
+        self.up = nn.Linear(rank, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def narrow(self, x: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape rank"]:
+        """g(W_down x)."""
+        return nn.functional.gelu(self.down(x))
+
+    def forward(self, x: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape width"]:
+        return self.up(self.narrow(x))
+
+
+class BypassExit(Exit):
+    """A plain exit that also reads a bypass beside its block; the trunk never does.
+
+    Args:
+        plain: the exit whose pooler and classifier this one takes over.
+        wiring: "parallel", "serial" or "stream".
+        rank: r.
+    """
+
+    def __init__(self, plain: Exit, wiring: str, rank: int) -> None:
+        width, classes = plain.classifier.in_features, plain.classifier.out_features
+        super().__init__(width, classes, plain.pool, plain.pooler, plain.dropout.p)
+        if wiring not in BYPASSES:
+            raise unknown("wiring of a bypass", wiring, BYPASSES)
+        self.classifier, self.wiring, self.bypass = plain.classifier, wiring, Bottleneck(width, rank)
+
+    def beside(self, state: ExitState) -> Float[Tensor, "batch width"]:
+        """What the bypass adds to the pooled output of the block: B_l pooled, or the stream s_l.
+
+        Pooling is linear, so W_up is applied once a sample after it rather than once a token before it.
+        """
+        source: Hidden = state.before if self.wiring == "parallel" else state.hidden
+        if self.pool == "cls":
+            added = self.bypass(source.states[:, 0])
+        else:
+            narrow = replace(source, states=self.bypass.narrow(source.states))
+            added = self.bypass.up(pool_tokens(narrow, self.pool))
+        return added + state.carried["stream"] if "stream" in state.carried else added
+
+    def features(self, state: ExitState) -> Float[Tensor, "batch width"]:
+        return self.pooler(pool_tokens(state.hidden, self.pool) + self.beside(state))
+
+    def forward(self, state: ExitState) -> tuple[Answer, Mapping[str, Tensor]]:
+        beside = self.beside(state)
+        features = self.pooler(pool_tokens(state.hidden, self.pool) + beside)
+        carried = {"stream": beside} if self.wiring == "stream" else {}
+        return Answer(self.classifier(self.dropout(features))), carried
+
+    def flops(self, tokens: Int[Tensor, " samples"]) -> Float[Tensor, " samples"]:
+        """The plain exit's, W_down on every token that is pooled, and W_up once."""
+        pooled = torch.ones_like(tokens) if self.pool == "cls" else tokens
+        return super().flops(tokens) + pooled * linear_flops(self.bypass.down) + linear_flops(self.bypass.up)
+
+
+class WideExit(Exit):
+    """The control: the parameters of a bypass spent in the head, v + W_up g(W_down v) on the pooler's output v.
+
+    Behind the pooler and not before it: with "cls" that would be the serial bypass itself.
+    """
+
+    def __init__(self, plain: Exit, rank: int) -> None:
+        width, classes = plain.classifier.in_features, plain.classifier.out_features
+        super().__init__(width, classes, plain.pool, plain.pooler, plain.dropout.p)
+        self.classifier, self.wide = plain.classifier, Bottleneck(width, rank)
+
+    def features(self, state: ExitState) -> Float[Tensor, "batch width"]:
+        vector = super().features(state)
+        return vector + self.wide(vector)
+
+    def flops(self, tokens: Int[Tensor, " samples"]) -> Float[Tensor, " samples"]:
+        return super().flops(tokens) + linear_flops(self.wide)
+
+
+def build(setting: Setting, classes: int, wiring: str = "parallel", rank: int = 32) -> MultiExitModel:
+    """PABEE's model with a bypass for every exit; with wiring "none" exactly PABEE's model.
+
+    All wirings start from the same numbers in all that they share, and give the same answers before training.
+
+    Raises:
+        InputError: an unknown wiring, or a rank below 1.
+    """
+    if wiring not in WIRINGS:
+        raise unknown("wiring", wiring, WIRINGS)
+    backbone = load_backbone(setting.backbone)
+    exits = shared_pooler_exits(backbone, classes, setting.pool)
+    if wiring == "wide-head":
+        exits = {layer: WideExit(plain, rank) for layer, plain in exits.items()}
+    elif wiring != "none":
+        exits = {layer: BypassExit(plain, wiring, rank) for layer, plain in exits.items()}
+    return MultiExitModel(backbone, exits)
+
+
+def phases(wiring: str = "parallel", rank: int = 32) -> list[Phase]:
+    """One phase, everything trained together with PABEE's loss."""
+    return [Phase("joint", weighted_loss)]
+
+
+def divergence_rules() -> dict[str, Rule]:
+    """Every kind of divergence against every choice of earlier exits, alone and twice in a row; JSD first."""
+    kinds = sorted(DIVERGENCES, key=lambda kind: kind != "jsd")
+    alone = [divergence(kind, against) for against in AGAINST for kind in kinds]
+    return {rule.name: rule for rule in [*alone, *(sustained(rule, 2) for rule in alone)]}
+
+
+METHOD = Method(
+    name="badge",
+    title="BADGE",
+    citation=(
+        "Zhu et al., BADGE: Speeding Up BERT Inference after Deployment via Block-wise Bypasses and Divergence-based "
+        "Early Exiting, ACL 2023 (industry track)"
+    ),
+    build=build,
+    phases=phases,
+    rules=divergence_rules(),
+    options={"wiring": "parallel", "rank": 32},
+)
+
+
+def gradient_products(model: MultiExitModel, batch: Batch) -> Float[Tensor, "blocks stages stages"]:
+    """Inner products of the gradients of the exits' losses, block by block of the trunk.
+
+    Entry (k, i, j) is <dL_i/dtheta_k, dL_j/dtheta_k>, theta_k the weights of block k; 0 where an exit stands below the
+    block. Layers that share their weights (ALBERT) are one block. Without dropout, and the model is left as it was.
+    """
+    was_training = model.training
+    model.eval()
+    # As many blocks as there are sets of weights, in the order in which they first run.
+    blocks = list(dict.fromkeys(model.backbone.layers))
+    weights = [[weight for weight in block.parameters() if weight.requires_grad] for block in blocks]
+    flat = [weight for block in weights for weight in block]
+    losses = answer_loss(model(*batch.inputs).logits.float(), batch.labels).mean(dim=1)
+    by_exit = [
+        torch.autograd.grad(loss, flat, retain_graph=True, allow_unused=True, materialize_grads=True) for loss in losses
+    ]
+    model.train(was_training)
+    products, start = [], 0
+    for block in weights:
+        end = start + len(block)
+        gradients = torch.stack([torch.cat([part.flatten() for part in exit[start:end]]) for exit in by_exit])
+        products.append(gradients.double() @ gradients.double().T)
+        start = end
+    return torch.stack(products).cpu()
+
+
+def cosines(products: Float[Tensor, "*shape blocks stages stages"]) -> Float[Tensor, "*shape stages stages"]:
+    """Cosine of dL_i/dtheta and dL_j/dtheta over the given blocks that both exits use; NaN where there is none.
+
+    Below 0 the two exits are in conflict: a step for one is a step against the other.
+    """
+    norms = products.diagonal(dim1=-2, dim2=-1)
+    # The squared norm of gradient i over the blocks that gradient j reaches.
+    squared = torch.einsum("...ki,...kj->...ij", norms, (norms > 0).to(norms.dtype))
+    return products.sum(dim=-3) / (squared * squared.mT).sqrt()
+
+
+def gradient_cosines(model: MultiExitModel, batch: Batch) -> Float[Tensor, "stages stages"]:
+    """The conflict of every pair of exits on all that they share of the trunk."""
+    return cosines(gradient_products(model, batch))
