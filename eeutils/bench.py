@@ -31,7 +31,7 @@ from eeutils.batching import Batch, LengthBuckets, Samples, batches
 from eeutils.evidence import Evidence, record
 from eeutils.exits import ExitState, MultiExitModel, shared_pooler_exits
 from eeutils.files import atomic_write, repository_root
-from eeutils.papers import pabee
+from eeutils.papers import consistentee, pabee
 from eeutils.rules import NEVER, Rule, confidence, entropy
 from eeutils.runs import environment, metric_of, samples_of
 from eeutils.runtime import Runtime, wait_for
@@ -112,6 +112,7 @@ def measure(quick: bool = False) -> pd.DataFrame:
     memory = peak_memory(shape, train, test)
     model = build(shape)
     rows = [*training_speed(model, train, size), *sweep_speed(model, test, size), *runtime_speed(model, test, size)]
+    rows += replica_speed(shape, train, size)
     machine = environment()
     where = {name: machine[name] for name in ("commit", "device", "threads")} | {"torch": machine["packages"]["torch"]}
     return pd.DataFrame([{**vars(row), "met": row.met, **where} for row in [*rows, *memory]])[list(COLUMNS)]
@@ -148,8 +149,52 @@ def training_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[
 def train_step(model: MultiExitModel, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
     """One optimizer step of PABEE's training, all exits."""
     model.train()
-    batch = Batch(*(None if part is None else part.to(_device()) for part in batch))
+    batch = batch.to(_device())
     pabee.weighted_loss(model, model(*batch.inputs), batch).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def replica_speed(shape: str, samples: Samples, size: Size) -> list[Row]:
+    """ConsistentEE's last phase: all replicas drawn on one pass of the encoder, against a pass for each of them."""
+    model = build_consistentee(shape)
+    optimizer = _optimizer(model)
+    hardness = torch.ones(len(samples), dtype=torch.long)
+    noted = samples.with_notes(memorized_layer=(samples.ids, hardness))
+    # A few will do: the naive steps take long.
+    chosen = _train_batches(noted, "buckets", max(1, size.train_batches // 4))
+    tracks = {
+        name: [partial(replica_step, model, optimizer, batch, passes) for batch in chosen]
+        for name, passes in (("shared", 1), ("naive", consistentee.REPLICAS))
+    }
+    seconds = race(tracks, size.rounds, "replicas")
+    about = f"{1000 * np.median(seconds['shared']):.0f} and {1000 * np.median(seconds['naive']):.0f} ms a step"
+    what = f"ConsistentEE, {consistentee.REPLICAS} replicas on one pass of the encoder against as many passes"
+    return [_row(what, seconds["naive"] / seconds["shared"], ">= 4", about)]
+
+
+def build_consistentee(shape: str) -> MultiExitModel:
+    """The model of `build` with ConsistentEE's policies."""
+    backbone = Backbone(AutoModel.from_config(SHAPES[shape]()))
+    return MultiExitModel(backbone, consistentee.policy_exits(backbone, 2, "mean")).to(_device()).eval()
+
+
+def replica_step(model: MultiExitModel, optimizer: torch.optim.Optimizer, batch: Batch, passes: int) -> None:
+    """One optimizer step of ConsistentEE's last phase whose replicas are drawn on so many passes of the encoder."""
+    model.train()
+    batch = batch.to(_device())
+    for _ in range(passes):
+        loss = consistentee.policy_loss(
+            model,
+            model(*batch.inputs),
+            batch,
+            speed_weight=0.1,
+            hardness="memorized",
+            gradient="sampled",
+            consistent="one exit",
+        )
+        (loss / passes).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
@@ -231,7 +276,7 @@ def runtime_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[R
 @torch.inference_mode()
 def plain(model: MultiExitModel, batch: Batch) -> Float[Tensor, "batch classes"]:
     """The plain model: all layers, then the last exit's head alone."""
-    inputs = [None if part is None else part.to(_device()) for part in batch.inputs]
+    inputs = batch.to(_device()).inputs
     hidden = Hidden(model.backbone(*inputs), inputs[1].bool(), None)
     answer, _ = model.exits[str(model.layers[-1])](ExitState(hidden, hidden))
     return answer.logits.cpu()
@@ -240,7 +285,7 @@ def plain(model: MultiExitModel, batch: Batch) -> Float[Tensor, "batch classes"]
 @torch.inference_mode()
 def all_exits(model: MultiExitModel, batch: Batch) -> Float[Tensor, "stages batch classes"]:
     """All layers and all exits, without a rule: what the exits cost by themselves."""
-    return model(*(None if part is None else part.to(_device()) for part in batch.inputs)).logits.cpu()
+    return model(*batch.to(_device()).inputs).logits.cpu()
 
 
 def spread() -> Rule:

@@ -52,6 +52,7 @@ def test_met_says_whether_the_value_reaches_its_target(quick_table):
     [
         ("training, length buckets against every batch padded to 128", ">= 3.5"),
         ("training, length buckets against random batches", ">= 1.5"),
+        ("ConsistentEE, 8 replicas on one pass of the encoder against as many passes", ">= 4"),
         ("sweep of 20 thresholds", ">= 15"),
         ("realised over layer speed-up, batch 1", ">= 0.95"),
         ("realised over layer speed-up, batch 32", ">= 0.85"),
@@ -126,3 +127,18 @@ def test_rerun_thresholds_lie_evenly_along_the_curve(model):
     layers = sweep(evidence, entropy(), bench.metric_of("movie"), thresholds).layers
     assert len(layers) == bench.THRESHOLDS
     assert np.diff(layers) == pytest.approx((layers.max() - layers.min()) / (bench.THRESHOLDS - 1), abs=0.1)
+
+
+def test_replicas_share_one_pass_of_the_encoder_and_the_naive_way_takes_one_for_each():
+    samples, _ = bench._random_samples(8)
+    model = bench.build_consistentee("tiny")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    passes = []
+    model.backbone.model.encoder.layer[0].register_forward_hook(lambda *_: passes.append(1))
+    noted = samples.with_notes(memorized_layer=(samples.ids, torch.ones(8, dtype=torch.long)))
+    before = model.exits["1"].policy[0].weight.clone()
+    bench.replica_step(model, optimizer, noted.batch(range(8)), passes=1)
+    assert len(passes) == 1
+    assert not torch.equal(model.exits["1"].policy[0].weight, before)
+    bench.replica_step(model, optimizer, noted.batch(range(8)), passes=8)
+    assert len(passes) == 1 + 8

@@ -1,0 +1,365 @@
+"""ConsistentEE: A Consistent and Hardness-Guided Early Exiting Method (Zeng et al., AAAI 2024, arXiv 2312.11882).
+
+At inference one exit answers, so in training only that one exit has to be right: each sample's cross entropy comes from
+the exit that it takes. A small policy network on every exit decides which one that is, and learns by REINFORCE. The
+reward is quality minus depth, and depth counts the more the earlier a sample was memorized, so that easy samples are
+pushed to be fast and hard ones to be right. One trained model is one operating point; its speed is chosen before
+training, by the weight of the depth.
+
+    phase 1   all exits together: PABEE's training, which this method starts from                     (mode 1)
+    ML(x)     the smallest l such that exits l .. L are all right on x; L if the last one is wrong
+    policy    pi_l(x) = sigmoid(W2 gelu(W1 h_l)) leaves at l, so P(l) = pi_l prod_{k<l} (1 - pi_k)
+    reward    R(l) = -CE(y, p_l) - alpha (1 - ML / L) l, l counted in layers
+    phase 2   policies alone: min -1/K sum_k (R_k - mean R) log P(l_k), exits l_1 .. l_K drawn from P  (mode 2)
+    phase 3   everything: that plus 1/K sum_k CE(y, p_{l_k})                                           (mode 3)
+    rule      leave at the first l with pi_l > 1/2, else at L
+
+    symbol    variable                      meaning
+    pi_l      extras["policy"]              probability to leave at exit l when it is reached
+    h_l       features                      what exit l's classifier reads, behind the pooler that all exits share
+    ML(x)     notes["memorized_layer"]      layer from which on the phase 1 model is right
+    alpha     speed_weight                  what a layer costs, in nats of cross entropy
+    K         REPLICAS                      exits drawn for each sample; all of them share one pass of the encoder
+    P(l)      exp(log_leaving)              the last exit answers whatever its own policy says
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from eeutils.backbone import Backbone, load_backbone
+from eeutils.batching import Batch, Samples, batches
+from eeutils.cost import linear_flops
+from eeutils.crossfit import out_of_fold
+from eeutils.errors import InputError, unknown
+from eeutils.evidence import Evidence
+from eeutils.exits import Answer, Answers, Exit, ExitState, MultiExitModel, MultiStageModel, Pooler
+from eeutils.method import Method, Notes
+from eeutils.papers import pabee
+from eeutils.rules import policy
+from eeutils.runs import load_or_train
+from eeutils.settings import Setting
+from eeutils.tradeoff import Metric, decide
+from eeutils.training import Phase, answer_loss
+
+REPLICAS = 8
+HIDDEN = 32
+"""Width of a policy network."""
+
+OPERATING_POINT = 0.5
+"""The threshold on the policy that the method is trained for."""
+
+POLICY_RATE = 3e-3
+"""Learning rate of phase 2. The authors' 3e-4 is for thousands of steps; in a hundred it moves next to nothing."""
+
+FOLDS = 3
+"""Models of phase 1 that judge the training samples when memorized layers are cross-fitted."""
+
+CHOICES = {
+    "hardness": ("memorized", "constant"),
+    "gradient": ("sampled", "exact"),
+    "consistent": ("one exit", "all exits"),
+    "memorized": ("in-sample", "cross-fitted"),
+}
+"""The options that are words, and what each may be."""
+
+
+def policy_network(width: int, exits_left: int) -> nn.Sequential:
+    """W2 gelu(W1 h): the logit of leaving here, where `exits_left` more exits follow.
+
+    It starts near a probability of 1 / (exits_left + 1), so that all exits are tried equally often. At one half each,
+    the twelfth exit would be tried once in 2,048 draws, and what is never tried is never learned.
+    """
+    network = nn.Sequential(nn.Linear(width, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1))
+    nn.init.constant_(network[-1].bias, -math.log(max(exits_left, 1)))
+    return network
+
+
+class PolicyExit(Exit):
+    """An exit with a policy network beside its classifier.
+
+    Extras: "policy" (B,), the probability to leave here, and "policy_logit" (B,), from which log-probabilities stay
+    finite where the probability is 0 or 1 in floating point.
+    """
+
+    def __init__(self, width: int, classes: int, pool: str, pooler: nn.Module, exits_left: int) -> None:
+        super().__init__(width, classes, pool, pooler)
+        self.policy = policy_network(width, exits_left)
+
+    def forward(self, state: ExitState) -> tuple[Answer, Mapping[str, Tensor]]:
+        features = self.features(state)
+        logit = self.policy(features)[:, 0]
+        extras = {"policy": logit.sigmoid(), "policy_logit": logit}
+        # While the policy alone is trained, the reward is what the frozen classifier would earn in use: no dropout.
+        read = self.dropout(features) if self.classifier.training else features
+        return Answer(self.classifier(read), extras), state.carried
+
+    def flops(self, tokens: Int[Tensor, " samples"]) -> Float[Tensor, " samples"]:
+        return super().flops(tokens) + linear_flops(self.policy)
+
+
+def build(setting: Setting, classes: int, **training: object) -> MultiExitModel:
+    """PABEE's model with a policy network on every exit.
+
+    Raises:
+        InputError: a regression, where no exit is right or wrong and nothing is memorized.
+    """
+    if classes < 2:
+        raise InputError(f"ConsistentEE asks which exits are right and task {setting.task!r} is a regression")
+    backbone = load_backbone(setting.backbone)
+    return MultiExitModel(backbone, policy_exits(backbone, classes, setting.pool))
+
+
+def policy_exits(backbone: Backbone, classes: int, pool: str) -> dict[int, PolicyExit]:
+    """PABEE's exits, named as PABEE's so that its weights find their places, each with a policy network.
+
+    The last exit has one, too, as in the authors' code. Nobody asks it: the last exit always answers.
+    """
+    pooler, depth = Pooler(backbone), backbone.depth
+    return {k: PolicyExit(backbone.width, classes, pool, pooler, depth - k) for k in range(1, depth + 1)}
+
+
+def memorized_layers(evidence: Evidence) -> Int[Tensor, " samples"]:
+    """ML(x): the layer of the first exit from which on every exit is right; the last layer if the last exit is wrong.
+
+    Raises:
+        InputError: evidence without labels.
+    """
+    if evidence.labels is None:
+        raise InputError("memorized layers need labels, and this evidence has none")
+    right = evidence.predictions == evidence.labels
+    right_to_the_end = right.flip(0).cumprod(dim=0).sum(dim=0)
+    first = (evidence.stages - right_to_the_end).clamp(max=evidence.stages - 1)
+    return torch.tensor(evidence.layers, device=first.device)[first]
+
+
+def annotate(setting: Setting, *, memorized: str, **_: object) -> Notes:
+    """The memorized layer of every training sample, as phase 1's model has it.
+
+    "in-sample" asks the model that was trained on them, as the paper does; "cross-fitted" asks models that were not.
+    """
+    _check(memorized=memorized)
+    if memorized == "cross-fitted":
+        evidence = out_of_fold(pabee.METHOD, setting, FOLDS, seed=setting.seed)
+    else:
+        evidence = load_or_train(pabee.METHOD, setting).train
+    return {"memorized_layer": (evidence.ids, memorized_layers(evidence))}
+
+
+def log_leaving(policy_logits: Float[Tensor, "stages batch"]) -> Float[Tensor, "stages batch"]:
+    """log P(l), the log-probability to leave at each exit; over the exits the probabilities sum to 1."""
+    before_the_last = policy_logits[:-1]
+    passed = nn.functional.pad(logsigmoid(-before_the_last).cumsum(dim=0), (0, 0, 1, 0))
+    return passed + nn.functional.pad(logsigmoid(before_the_last), (0, 0, 0, 1))
+
+
+def draw_exits(policy_logits: Float[Tensor, "stages batch"], replicas: int) -> Int[Tensor, "replicas batch"]:
+    """Stages (from 0) at which `replicas` copies of each sample leave, every exit asked in turn: Bernoulli(pi_l)."""
+    leave = policy_logits[:-1].sigmoid().detach()
+    stays = torch.rand(replicas, *leave.shape, device=leave.device) >= leave
+    return stays.long().cumprod(dim=1).sum(dim=1)
+
+
+def rewards(
+    losses: Float[Tensor, "stages batch"],
+    layers: tuple[int, ...],
+    memorized_layer: Int[Tensor, " batch"],
+    speed_weight: float,
+    hardness: str = "memorized",
+) -> Float[Tensor, "stages batch"]:
+    """R(l) = -CE_l - alpha (1 - ML / L) l for every exit; with "constant" hardness every layer costs alpha."""
+    _check(hardness=hardness)
+    depth = torch.tensor(layers, dtype=losses.dtype, device=losses.device)[:, None]
+    ease = 1 - memorized_layer / layers[-1] if hardness == "memorized" else torch.ones_like(memorized_layer)
+    return -losses.detach() - speed_weight * ease.to(losses.dtype) * depth
+
+
+def sampled_gradient(
+    policy_logits: Float[Tensor, "stages batch"], reward: Float[Tensor, "stages batch"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "stages batch"]]:
+    """REINFORCE: its loss, and the share of a sample's K replicas that took each exit.
+
+    The baseline is the mean over a sample's own replicas, the one at hand included. So the expected gradient is
+    (K - 1) / K times the exact one: a smaller step in the same direction.
+    """
+    exits = draw_exits(policy_logits, REPLICAS)
+    gained = reward.gather(0, exits)
+    advantage = gained - gained.mean(dim=0)
+    loss = -(advantage * log_leaving(policy_logits).gather(0, exits)).mean()
+    taken = nn.functional.one_hot(exits, len(reward)).to(reward.dtype).mean(dim=0)
+    return loss, taken.T
+
+
+def exact_gradient(
+    policy_logits: Float[Tensor, "stages batch"], reward: Float[Tensor, "stages batch"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "stages batch"]]:
+    """Minus the expected reward over all L exits, and P(l): what K replicas tend to as K grows, without their noise."""
+    probability = log_leaving(policy_logits).exp()
+    return -(probability * reward).sum(dim=0).mean(), probability.detach()
+
+
+def policy_loss(
+    model: MultiStageModel,
+    answers: Answers,
+    batch: Batch,
+    *,
+    speed_weight: float,
+    hardness: str,
+    gradient: str,
+    consistent: str | None = None,
+) -> Tensor:
+    """The loss of phase 2, and of phase 3 when `consistent` says whose cross entropy counts beside it.
+
+    "one exit" is the paper's: the exits that the replicas took (or, with the exact gradient, each exit as likely as it
+    is taken). Cross entropy has no say in which exit is taken: that is the reward's affair, so no gradient runs from
+    the one into the policy through the other's weights. "all exits" keeps phase 1's loss, as everybody else does.
+    """
+    losses = answer_loss(answers.logits, batch.labels)
+    reward = rewards(losses, model.layers, batch.notes["memorized_layer"], speed_weight, hardness)
+    estimate = {"sampled": sampled_gradient, "exact": exact_gradient}[gradient]
+    loss, taken = estimate(answers.extras["policy_logit"], reward)
+    if consistent == "one exit":
+        loss = loss + (taken * losses).sum(dim=0).mean()
+    elif consistent == "all exits":
+        loss = loss + pabee.weighted_loss(model, answers, batch)
+    return loss
+
+
+def operating_reward(evidence: Evidence, metric: Metric, speed_weight: float, hardness: str) -> float:
+    """Mean reward at the operating point: chooses the best epoch on dev, where the score alone would always go deep.
+
+    Nobody memorized dev: the memorized layers are those of the model itself.
+    """
+    stages = decide(evidence, policy(), OPERATING_POINT).stages
+    losses = answer_loss(evidence.logits, evidence.labels)
+    reward = rewards(losses, evidence.layers, memorized_layers(evidence), speed_weight, hardness)
+    return reward.gather(0, stages[None]).mean().item()
+
+
+def policies(model: MultiStageModel) -> list[nn.Module]:
+    """All that phase 2 trains."""
+    return [model.exits[str(layer)].policy for layer in model.layers]
+
+
+def phases(speed_weight: float, hardness: str, gradient: str, consistent: str, memorized: str) -> list[Phase]:
+    """Phases 2 and 3, one epoch each as in one of the authors' scripts; phase 1 is PABEE, which this starts from."""
+    _check(hardness=hardness, gradient=gradient, consistent=consistent, memorized=memorized)
+    if not speed_weight >= 0:
+        raise InputError(f"speed_weight is what a layer costs, 0 or more; got {speed_weight}")
+    loss = partial(policy_loss, speed_weight=speed_weight, hardness=hardness, gradient=gradient)
+    monitor = partial(operating_reward, speed_weight=speed_weight, hardness=hardness)
+    return [
+        Phase("policy", loss, policies, epochs=1, learning_rate=POLICY_RATE, monitor=monitor),
+        Phase("policy and model", partial(loss, consistent=consistent), epochs=1, monitor=monitor),
+    ]
+
+
+def _check(**chosen: str) -> None:
+    for name, value in chosen.items():
+        if value not in CHOICES[name]:
+            raise unknown(name, value, CHOICES[name])
+
+
+METHOD = Method(
+    name="consistentee",
+    title="ConsistentEE",
+    citation="Zeng et al., ConsistentEE: A Consistent and Hardness-Guided Early Exiting Method, AAAI 2024",
+    build=build,
+    phases=phases,
+    rules={"policy": policy()},
+    options={"speed_weight": 0.15, **{name: values[0] for name, values in CHOICES.items()}},
+    annotate=annotate,
+    starts_from=pabee.METHOD,
+)
+
+
+# ---- Analysis: phase 2 by itself. The encoder is frozen, so what it says is computed once and policies are learned in
+# a second: seeds, speed weights and kinds of gradient can be compared that would otherwise take hours. ----
+
+
+@torch.no_grad()
+def frozen_features(
+    model: MultiExitModel, samples: Samples, batch_size: int = 64
+) -> Float[Tensor, "stages samples width"]:
+    """What the exits of a trained model read, in the samples' own order."""
+    device = next(model.parameters()).device
+    order, found = [], []
+    for rows, batch in batches(samples, batch_size, progress="features"):
+        state, features = model.begin(*batch.to(device).inputs), []
+        for stage, layer in enumerate(model.layers):
+            state, _ = model.step(stage, state)
+            features.append(model.exits[str(layer)].features(state).float().cpu())
+        order.append(rows)
+        found.append(torch.stack(features))
+    return torch.cat(found, dim=1)[:, torch.cat(order).argsort()]
+
+
+def learn_policies(
+    features: Float[Tensor, "stages samples width"],
+    reward: Float[Tensor, "stages samples"],
+    *,
+    gradient: str,
+    seed: int,
+    epochs: int = 4,
+    batch_size: int = 32,
+    watch_every: int = 5,
+) -> tuple[nn.ModuleList, pd.DataFrame]:
+    """Phase 2 on frozen features.
+
+    Returns:
+        The policy networks, and a learning curve with one row every `watch_every` steps: step, reward (expected, over
+        all samples and exits), layers (expected number of exits passed, the one taken included).
+    """
+    _check(gradient=gradient)
+    estimate = {"sampled": sampled_gradient, "exact": exact_gradient}[gradient]
+    stages, samples, width = features.shape
+    curve = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = nn.ModuleList(policy_network(width, stages - 1 - stage) for stage in range(stages))
+        optimizer = torch.optim.AdamW(networks.parameters(), lr=POLICY_RATE, weight_decay=0.01)
+        steps = [rows for _ in range(epochs) for rows in torch.randperm(samples).split(batch_size)]
+        for step, rows in enumerate(steps):
+            if step % watch_every == 0:
+                curve.append({"step": step, **_expected(networks, features, reward)})
+            loss, _ = estimate(policy_logits(networks, features[:, rows]), reward[:, rows])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+            optimizer.step()
+    curve.append({"step": len(steps), **_expected(networks, features, reward)})
+    return networks, pd.DataFrame(curve)
+
+
+def policy_logits(
+    networks: nn.ModuleList, features: Float[Tensor, "stages samples width"]
+) -> Float[Tensor, "stages samples"]:
+    """The logit of leaving at each exit."""
+    return torch.stack([network(vectors)[:, 0] for network, vectors in zip(networks, features, strict=True)])
+
+
+@torch.no_grad()
+def with_policies(
+    evidence: Evidence, networks: nn.ModuleList, features: Float[Tensor, "stages samples width"]
+) -> Evidence:
+    """The same answers with other policies; `features` are of the evidence's samples, in its order."""
+    return replace(evidence, extras={**evidence.extras, "policy": policy_logits(networks, features).sigmoid()})
+
+
+@torch.no_grad()
+def _expected(networks: nn.ModuleList, features: Tensor, reward: Tensor) -> dict[str, float]:
+    probability = log_leaving(policy_logits(networks, features)).exp()
+    numbers = torch.arange(1, len(reward) + 1, dtype=probability.dtype)[:, None]
+    return {
+        "reward": (probability * reward).sum(dim=0).mean().item(),
+        "layers": (probability * numbers).sum(dim=0).mean().item(),
+    }

@@ -1,0 +1,186 @@
+"""ConsistentEE on a tiny encoder: what each phase trains, whose cross entropy counts, and training to runtime."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from eeutils import rules, runs, tradeoff
+from eeutils.backbone import Backbone
+from eeutils.batching import Batch
+from eeutils.errors import InputError
+from eeutils.evidence import record
+from eeutils.exits import MultiExitModel
+from eeutils.papers import consistentee, pabee
+from eeutils.papers.consistentee import METHOD
+from eeutils.runs import load_or_train
+from eeutils.runtime import Runtime
+from eeutils.settings import Setting
+from eeutils.training import answer_loss
+from tests.tiny import tiny_encoder, tiny_samples
+
+OPTIONS = {"speed_weight": 0.1, "hardness": "memorized"}
+
+
+@pytest.fixture
+def model() -> MultiExitModel:
+    torch.manual_seed(0)
+    backbone = Backbone(tiny_encoder())
+    return MultiExitModel(backbone, consistentee.policy_exits(backbone, 2, "mean"))
+
+
+@pytest.fixture
+def batch() -> Batch:
+    samples = tiny_samples(6)
+    notes = {"memorized_layer": (samples.ids, torch.tensor([1, 2, 3, 4, 1, 4]))}
+    return samples.with_notes(**notes).batch(range(6))
+
+
+def test_a_sample_never_receives_cross_entropy_from_an_exit_that_it_did_not_take(model, batch) -> None:
+    answers = model.eval()(*batch.inputs)
+    answers.logits.retain_grad()
+    torch.manual_seed(7)
+    loss = consistentee.policy_loss(model, answers, batch, **OPTIONS, gradient="sampled", consistent="one exit")
+    loss.backward()
+    torch.manual_seed(7)
+    drawn = consistentee.draw_exits(answers.extras["policy_logit"], consistentee.REPLICAS)
+    received = answers.logits.grad.abs().sum(dim=-1)
+    took = torch.stack([(drawn == stage).any(dim=0) for stage in range(4)])
+    assert not took.all()
+    assert torch.equal(received > 0, took)
+
+
+def test_cross_entropy_counts_as_often_as_an_exit_was_taken(model, batch) -> None:
+    answers = model.eval()(*batch.inputs)
+    answers.logits.retain_grad()
+    torch.manual_seed(7)
+    consistentee.policy_loss(model, answers, batch, **OPTIONS, gradient="sampled", consistent="one exit").backward()
+    torch.manual_seed(7)
+    drawn = consistentee.draw_exits(answers.extras["policy_logit"], consistentee.REPLICAS)
+    wanted = torch.zeros_like(answers.logits)
+    for replica in drawn:
+        for sample, stage in enumerate(replica.tolist()):
+            error = answers.logits[stage, sample].softmax(dim=0).detach()
+            error[batch.labels[sample]] -= 1
+            wanted[stage, sample] += error / (len(drawn) * len(batch.ids))
+    torch.testing.assert_close(answers.logits.grad, wanted)
+
+
+def test_in_the_policy_s_own_phase_no_answer_is_trained(model, batch) -> None:
+    answers = model.eval()(*batch.inputs)
+    answers.logits.retain_grad()
+    consistentee.policy_loss(model, answers, batch, **OPTIONS, gradient="sampled").backward()
+    assert answers.logits.grad is None
+    assert model.exits["1"].policy[0].weight.grad.abs().sum() > 0
+    # Nobody asks the last exit whether to leave.
+    assert model.exits["4"].policy[0].weight.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("gradient", ["sampled", "exact"])
+def test_cross_entropy_has_no_say_in_which_exit_is_taken(model, batch, gradient: str) -> None:
+    policy = model.exits["2"].policy[2].weight
+    found = []
+    for consistent in (None, "one exit", "all exits"):
+        model.zero_grad()
+        torch.manual_seed(1)
+        answers = model.eval()(*batch.inputs)
+        consistentee.policy_loss(model, answers, batch, **OPTIONS, gradient=gradient, consistent=consistent).backward()
+        found.append(policy.grad.clone())
+    assert found[0].abs().sum() > 0
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+def test_requiring_all_exits_adds_pabee_s_loss(model, batch) -> None:
+    answers = model.eval()(*batch.inputs)
+    torch.manual_seed(1)
+    alone = consistentee.policy_loss(model, answers, batch, **OPTIONS, gradient="sampled")
+    torch.manual_seed(1)
+    both = consistentee.policy_loss(model, answers, batch, **OPTIONS, gradient="sampled", consistent="all exits")
+    assert (both - alone).item() == pytest.approx(pabee.weighted_loss(model, answers, batch).item(), rel=1e-4)
+
+
+def test_a_frozen_classifier_answers_without_dropout_while_its_policy_is_trained(model, batch) -> None:
+    model.train()
+    model.backbone.eval()
+    for head in model.exits.values():
+        head.classifier.eval()
+    assert torch.equal(model(*batch.inputs).logits, model(*batch.inputs).logits)
+    model.exits["1"].classifier.train()
+    assert not torch.equal(model(*batch.inputs).logits[0], model(*batch.inputs).logits[0])
+
+
+def test_the_policy_is_counted_in_the_cost(model) -> None:
+    samples = tiny_samples(3)
+    backbone = model.backbone
+    without = MultiExitModel(backbone, {k: pabee.shared_pooler_exits(backbone, 2, "mean")[k] for k in range(1, 5)})
+    one = 2 * (16 * consistentee.HIDDEN + consistentee.HIDDEN)
+    more = model.cost(samples) - without.cost(samples)
+    assert more.tolist() == [[one * stage] * 3 for stage in (1, 2, 3, 4)]
+    # The plain model that speed-ups refer to has no policy.
+    assert torch.equal(model.reference_cost(samples), without.reference_cost(samples))
+
+
+def test_probability_and_logit_of_a_policy_agree(model) -> None:
+    extras = record(model, tiny_samples(5)).extras
+    torch.testing.assert_close(extras["policy"], extras["policy_logit"].sigmoid())
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_from_memorized_layers_to_the_runtime(setting: Setting) -> None:
+    run = load_or_train(METHOD, setting, progress=False, speed_weight=0.02)
+    before = load_or_train(pabee.METHOD, setting, progress=False)
+    assert run.history.phase.tolist() == ["policy", "policy and model"]
+    # In phase 2 nothing but the policies changed: the exits' scores on dev are PABEE's.
+    exits = [f"exit_{layer}" for layer in range(1, 5)]
+    wanted = tradeoff.fixed_exits(before.dev, before.metric).score.tolist()
+    assert run.history[exits].iloc[0].tolist() == pytest.approx(wanted)
+    rule = METHOD.rules["policy"]
+    for threshold in (consistentee.OPERATING_POINT, tradeoff.threshold_for_speedup(run.dev, rule, 1.5)):
+        simulated = tradeoff.decide(run.test, rule, threshold)
+        outcome = Runtime(run.model(), rule, threshold)(run.samples("test"), batch_size=7)
+        assert outcome.stages.tolist() == simulated.stages.tolist()
+        assert outcome.predictions.tolist() == simulated.predictions.tolist()
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_memorized_layers_are_those_of_phase_1_and_go_with_the_samples_ids(setting: Setting) -> None:
+    ids, layers = METHOD.annotate(setting, **METHOD.with_options())["memorized_layer"]
+    evidence = load_or_train(pabee.METHOD, setting, progress=False).train
+    assert torch.equal(ids, runs.samples_of(setting, "train").ids)
+    right = evidence.predictions == evidence.labels
+    for row, layer in enumerate(layers.tolist()):
+        assert right[layer:, row].all()
+        assert layer == 4 or right[layer - 1, row]
+        assert layer == 1 or layer == 4 or not right[layer - 2, row]
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_cross_fitted_memorized_layers_come_from_models_that_did_not_see_the_sample(setting: Setting) -> None:
+    options = METHOD.with_options(memorized="cross-fitted")
+    ids, layers = METHOD.annotate(setting, **options)["memorized_layer"]
+    assert torch.equal(ids, runs.samples_of(setting, "train").ids)
+    assert set(layers.tolist()) <= {1, 2, 3, 4}
+    folders = [path.name for path in runs.runs_dir().glob("folds=*")]
+    assert [name.split("-")[:2] for name in folders] == [[f"folds={consistentee.FOLDS}", "pabee"]]
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_training_on_a_regression_is_refused_in_a_sentence(setting: Setting) -> None:
+    with pytest.raises(InputError, match="is a regression"):
+        load_or_train(METHOD, replace(setting, task="movie-valence"), progress=False)
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_policies_on_frozen_features_are_those_of_the_model_itself(setting: Setting) -> None:
+    run = load_or_train(METHOD, setting, progress=False)
+    model, samples = run.model(), run.samples("test")
+    features = consistentee.frozen_features(model, samples, batch_size=5)
+    networks = torch.nn.ModuleList(consistentee.policies(model))
+    found = consistentee.with_policies(run.test, networks, features)
+    torch.testing.assert_close(found.extras["policy"], run.test.extras["policy"], atol=1e-5, rtol=1e-4)
+    heads = [model.exits[str(layer)].classifier for layer in model.layers]
+    logits = torch.stack([head(vectors) for head, vectors in zip(heads, features, strict=True)])
+    torch.testing.assert_close(logits, run.test.logits, atol=1e-5, rtol=1e-4)
+    assert answer_loss(logits, samples.labels).isfinite().all()
+    assert rules.policy().readiness(found).shape == (4, 24)
