@@ -42,6 +42,12 @@ reproduce: $(READY) ## run every notebook; figures and results.csv go to reprodu
 		--rerun-incomplete --keep-going --nolock --quiet host reason \
 		$(if $(strip $(SETTINGS)),--config $(SETTINGS)) $(FLAGS)
 
+.PHONY: study
+study: SEEDS := $(or $(SEEDS),0 1 2)
+study: $(READY) ## train every method on several seeds and write the scoreboard's tables to data/results/
+	@$(PYTHON) -m snakemake study --snakefile Snakefile $(if $(CLUSTER),--profile '$(CLUSTER)',--cores all) \
+		--rerun-incomplete --keep-going --nolock --quiet host reason --config $(SETTINGS) $(FLAGS)
+
 .PHONY: test
 test: $(READY) ## run all tests
 	@$(PYTHON) -m pytest -q --durations=10

@@ -17,6 +17,13 @@ from eeutils.errors import InputError
 NOTEBOOKS = {
     "00_early_exit_from_scratch": [],
     "01_deebert_pabee": [],
+    "02_badge": [],
+    "03_cascadebert": [],
+    "04_de3bert": [],
+    "05_consistentee": [],
+    "06_hashee": [],
+    "07_ensemble_exits": [],
+    "08_scoreboard": [],
 }
 
 try:
@@ -82,3 +89,7 @@ for NUMBER, (NOTEBOOK, EARLIER) in enumerate(NOTEBOOKS.items()):
             "{params.python:q} -m eeutils.batch run --unchecked {input.notebook:q} {output.notebook:q} "
             "-p profile {params.profile:q} -p task {params.task:q} -p backbone {params.backbone:q} "
             "-p seed {wildcards.seed} -p save_to {output.saved:q}"
+
+
+# `make study`, for notebook 08.
+include: "workflow/study.smk"

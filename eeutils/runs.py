@@ -297,6 +297,8 @@ def _config(method: Method, setting: Setting, options: dict[str, Any]) -> dict[s
         "data": task_of(setting.task, setting.train_size, setting.test_size).fingerprint,
         "code": _code_fingerprint(method),
         "starts_from": _hash(_config(parent, setting, parent.with_options())) if parent else None,
+        # Further encoders, where an option names them.
+        **({"models": [_weights_fingerprint(name) for name in options["models"]]} if options.get("models") else {}),
     }
 
 

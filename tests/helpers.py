@@ -45,7 +45,7 @@ def make_evidence(
 def random_evidence(
     seed: int, stages: int, samples: int, classes: int, scale: float = 3.0, step: float | None = None
 ) -> Evidence:
-    """Random logits, rounded to multiples of `step` so that ties happen, with labels, a policy and distances (some 0)."""
+    """Random logits, rounded to multiples of `step` so that ties happen; labels, a policy, distances (some 0)."""
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(stages, samples, classes, generator=generator)
     if step is not None:

@@ -1,5 +1,6 @@
 """CascadeBERT: a row of complete models from tokens to the runtime, its difficulty term, and what it refuses."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from eeutils import rules, tradeoff
+from eeutils import rules, runs, tradeoff
 from eeutils.backbone import Backbone, load_tokenizer
 from eeutils.batching import Batch, encode
 from eeutils.errors import InputError
@@ -323,3 +324,13 @@ def test_from_difficulty_over_training_to_the_runtime(
     assert Runtime(run.model(), rule, threshold, tokenizers, 40)(texts).stages.tolist() == simulated.stages.tolist()
     # Another task's texts are read in all vocabularies, too.
     assert run.evidence_on("amazon").samples == 24
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_other_weights_of_a_smaller_model_are_another_run(setting: Setting, tmp_path: Path) -> None:
+    smaller = Path(shutil.copytree(setting.backbone, tmp_path / "smaller"))
+    options = cascadebert.METHOD.with_options(models=(str(smaller),))
+    before = runs.run_key(cascadebert.METHOD, setting, options)
+    tiny_encoder(seed=7).save_pretrained(smaller)
+    runs._weights_fingerprint.cache_clear()
+    assert runs.run_key(cascadebert.METHOD, setting, options) != before

@@ -41,9 +41,10 @@ def test_every_method_fills_the_same_fields(method: Method, setting: Setting) ->
     assert method.name.isidentifier()
     assert method.title
     assert any(year in method.citation for year in map(str, range(2015, 2030)))
-    options = method.with_options()
+    # No smaller model is known for a made-up encoder: a row of models takes it twice.
+    options = method.with_options(**({"models": (setting.backbone,)} if "models" in method.options else {}))
     model = method.build(setting, 3, **options)
-    assert model.layers[-1] == model.reference_layers == 4
+    assert model.layers[-1] >= model.reference_layers == 4
     samples = tiny_samples(3)
     assert model(*samples.batch([0, 1, 2]).inputs).logits.shape == (model.stages, 3, 3)
     phases = method.phases(**options)

@@ -1,0 +1,48 @@
+"""The command line of the study: see the package's first lines."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from eeutils.errors import InputError
+from eeutils.files import atomic_write, repository_root
+from eeutils.settings import Setting
+from eeutils.study.entries import train
+from eeutils.study.page import write_readme
+from eeutils.study.tables import measure, tables, write
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: see the module's first lines."""
+    parser = argparse.ArgumentParser(prog="python -m eeutils.study", description="The study behind the scoreboard.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, last in (("train", "method"), ("time", "file")):
+        one = commands.add_parser(name)
+        for argument, kind in (("profile", str), ("task", str), ("backbone", str), ("seed", int), (last, str)):
+            one.add_argument(argument, type=kind)
+    many = commands.add_parser("tables")
+    for argument in ("profile", "backbone", "folder"):
+        many.add_argument(argument)
+    many.add_argument("--tasks", nargs="+", required=True)
+    many.add_argument("--seeds", nargs="+", type=int, required=True)
+    many.add_argument("--times", nargs="*", type=Path, default=[])
+    commands.add_parser("readme")
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "tables":
+            write(tables(given.profile, given.backbone, given.tasks, given.seeds, given.times), Path(given.folder))
+        elif given.command == "readme":
+            write_readme(repository_root() / "README.md")
+        else:
+            setting = Setting.from_profile(given.profile, given.task, given.backbone, given.seed)
+            if given.command == "train":
+                train(given.profile, setting, given.method)
+            else:
+                with atomic_write(given.file) as partial:
+                    measure(given.profile, setting).to_csv(partial, index=False)
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

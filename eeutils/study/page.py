@@ -1,0 +1,257 @@
+"""What the scoreboard reads out of the study's tables: it needs the tables and nothing else."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from eeutils import claims
+from eeutils.errors import InputError
+from eeutils.files import atomic_write, repository_root
+from eeutils.specs import TASKS
+
+SPEEDUPS = (1.0, 1.5, 2.0, 3.0, 4.0)
+_GAPS = tuple(f"over_{other}{end}" for other in ("fixed", "best") for end in ("", "_low", "_high"))
+_SPEEDS = ("layer_speedup", "flops_speedup")
+
+COLUMNS = {
+    "scores": ("task", "method", "kind", "axis", "speedup", "score", "low", "high", "kept", "seeds", *_GAPS),
+    "curves": ("task", "seed", "method", "kind", "score", *_SPEEDS),
+    "areas": ("task", "seed", "method", "kind", "axis", "area"),
+    "costs": ("task", "method", "parameters", "trainings", "training_seconds", "times_plain", "seeds"),
+    "times": (
+        *("task", "seed", "method", "batch", *_SPEEDS, "wall_speedup", "wall_low", "wall_high"),
+        *("device", "threads"),
+    ),
+    "calibration": ("task", "seed", "method", "layer", "ece", "overconfidence", "accuracy"),
+    "agreement": ("task", "method", "layer", "agreement", "seeds"),
+    "runs": (
+        *("task", "seed", "run", "options", "key", "data", "train_size", "epochs", "seconds", "torch"),
+        *("run_commit", "run_device", "run_threads", "run_time"),
+    ),
+}
+"""Table `study-NAME.csv` -> its columns; profile, backbone and commit of the study stand behind them."""
+
+MADE_WITH = ("profile", "backbone", "commit")
+
+MARKS = ("<!-- study: begin -->", "<!-- study: end -->")
+"""In README, the headline table stands between them."""
+
+NOT_RUN = "not run"
+
+BLOCKS = 10
+"""With fewer blocks than that the ranks of ten methods hardly differ by more than chance (Demsar, JMLR 2006)."""
+
+
+def results_dir() -> Path:
+    """Where the tables are: `$EEUTILS_RESULTS`, or `data/results` in the repository."""
+    return Path(os.environ.get("EEUTILS_RESULTS") or repository_root() / "data" / "results")
+
+
+def read_table(name: str, folder: Path | None = None) -> pd.DataFrame:
+    """A table of the study; without rows where it has not been made."""
+    path = (folder or results_dir()) / f"study-{name}.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*COLUMNS[name], *MADE_WITH])
+
+
+def short_name(task: str) -> str:
+    """A task's name, that of its folder for a task of one's own."""
+    return Path(task).name
+
+
+def title_of(task: str) -> str:
+    """As in figures; a task of one's own goes by its short name."""
+    return TASKS[task].title if task in TASKS else short_name(task)
+
+
+def metric_name(task: str) -> str:
+    """The headline metric's name."""
+    return TASKS[task].metrics[0] if task in TASKS else "score"
+
+
+def not_run(scores: pd.DataFrame, tasks: Sequence[str], methods: Sequence[str]) -> list[str]:
+    """What the tables lack, in sentences."""
+    missing = [task for task in tasks if task not in set(scores.task)]
+    sentences = [f"Not run: {', '.join(missing)}."] if missing else []
+    for task, rows in scores.groupby("task", sort=False):
+        absent = [method for method in methods if method not in set(rows.method)]
+        if absent:
+            sentences.append(f"{title_of(task)}: not run, or without a meaning there: {', '.join(absent)}.")
+        if rows.seeds.min() < rows.seeds.max():
+            fewer = rows[rows.seeds < rows.seeds.max()].method.unique()
+            sentences.append(f"{title_of(task)}: fewer seeds than the others: {', '.join(fewer)}.")
+    return sentences
+
+
+def score_table(scores: pd.DataFrame, task: str, axis: str = "layers") -> pd.DataFrame:
+    """Methods by speed-up, each cell a score with its interval; what a curve does not reach is empty."""
+    rows = scores[(scores.task == task) & (scores.axis == axis)]
+    cells = [f"{row.score:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in rows.itertuples()]
+    return _by_speedup(rows.assign(cell=cells), "cell").fillna("")
+
+
+def kept_table(scores: pd.DataFrame, task: str, axis: str = "layers") -> pd.DataFrame:
+    """Methods by speed-up: the share of the plain model's score that is kept."""
+    rows = scores[(scores.task == task) & (scores.axis == axis)]
+    return _by_speedup(rows.assign(cell=[f"{kept:.1%}" for kept in rows.kept]), "cell").fillna("")
+
+
+def _by_speedup(rows: pd.DataFrame, values: str) -> pd.DataFrame:
+    order = list(dict.fromkeys(rows.method))
+    table = rows.pivot_table(index="method", columns="speedup", values=values, aggfunc="first").reindex(order)
+    return table.rename(columns="{:g}x".format).rename_axis(columns=None)
+
+
+def advice(scores: pd.DataFrame, task: str, axis: str = "layers") -> list[str]:
+    """One sentence per speed-up: if you need ..., take ..., in words no stronger than the intervals allow."""
+    rows, sentences = scores[(scores.task == task) & (scores.axis == axis)], []
+    kind = "FLOPs" if axis == "flops" else "layer"
+    for speedup in SPEEDUPS[1:]:
+        here = rows[rows.speedup == speedup].sort_values("score", ascending=False)
+        if len(here) == 0:
+            sentences.append(f"**{speedup:g}x** ({kind} speed-up): nothing here reaches it.")
+            continue
+        best, others = here.iloc[0], here.iloc[1:]
+        # The best has no distance to itself; whoever's interval reaches 0 may be as good.
+        close = others[~(others.over_best_high < 0)].method.tolist()
+        lead = f"**{speedup:g}x** ({kind} speed-up): **{best.method}** has the highest score, {best.score:.3f}"
+        lead += f", {best.kept:.1%} of the plain model's" if math.isfinite(best.kept) else ""
+        if len(others) == 0:
+            lead += "; nothing else reaches this speed-up."
+        elif close:
+            lead += f"; not told apart from it: {', '.join(close)}."
+        else:
+            lead += ", above all others by more than the intervals allow for."
+        sentences.append(f"{lead} {_against_fixed(best)}".strip())
+    return sentences
+
+
+def _against_fixed(best: pd.Series) -> str:
+    if not math.isfinite(best.over_fixed):
+        return ""
+    gap = f"{best.over_fixed:+.3f} [{best.over_fixed_low:+.3f}, {best.over_fixed_high:+.3f}]"
+    if best.over_fixed_low > 0:
+        return f"It beats leaving at a fixed exit of PABEE's checkpoint by {gap}."
+    return f"That it beats leaving at a fixed exit of PABEE's checkpoint is not shown ({gap})."
+
+
+def mean_curves(curves: pd.DataFrame, task: str, axis: str = "layers", points: int = 25) -> dict[str, pd.DataFrame]:
+    """Method -> its curve, the mean over seeds at equal cost, over the costs that all seeds reach."""
+    column, found = _SPEEDS[axis == "flops"], {}
+    for method, rows in curves[curves.task == task].groupby("method", sort=False):
+        lines = []
+        for _, line in rows.groupby("seed"):
+            cost = (1 / line[column]).round(9)
+            lines.append(line.score.groupby(cost).mean())
+        low, high = max(line.index.min() for line in lines), min(line.index.max() for line in lines)
+        # A plain model or an oracle is a single point, which costs each seed something else.
+        single = [np.mean([np.mean(line.index) for line in lines])]
+        grid = np.linspace(low, high, points) if low < high else np.array(single)
+        mean = np.mean([np.interp(grid, line.index, line.to_numpy()) for line in lines], axis=0)
+        found[method] = pd.DataFrame({column: 1 / grid, "score": mean})
+    return found
+
+
+def mean_ranks(values: pd.DataFrame, value: str) -> tuple[pd.Series, int]:
+    """The mean rank of each method, 1 the best, over blocks of the same task and seed; ties share their ranks.
+
+    Returns:
+        Ranks of the methods that stand in every block, best first, and the number of blocks.
+    """
+    blocks = values.pivot_table(index=["task", "seed"], columns="method", values=value).dropna(axis="columns")
+    return blocks.rank(axis="columns", ascending=False).mean().sort_values(), len(blocks)
+
+
+def critical_difference(methods: int, blocks: int, level: float = 0.05) -> float:
+    """Nemenyi's critical difference of mean ranks: q sqrt(k (k + 1) / (6 N)), q the studentized range over sqrt(2).
+
+    Raises:
+        InputError: fewer than two methods, or no block.
+    """
+    if methods < 2 or blocks < 1:
+        raise InputError(f"ranks need 2 methods and 1 block or more; got {methods} and {blocks}")
+    q = stats.studentized_range.ppf(1 - level, methods, np.inf) / math.sqrt(2)
+    return float(q * math.sqrt(methods * (methods + 1) / (6 * blocks)))
+
+
+def worth_of_ranks(tasks: int, blocks: int) -> str:
+    """What may be read into mean ranks over so many blocks."""
+    said = f"{blocks} block{'s' * (blocks != 1)} (task and seed) of {tasks} task{'s' * (tasks != 1)}."
+    if tasks < 2 or blocks < BLOCKS:
+        return f"{said} Too few to mean much: read the ranks as a summary of this page, not as a test."
+    return f"{said} Seeds of one task are no independent data sets, so the true critical difference is larger."
+
+
+def ledger_table(folder: Path | None = None) -> pd.DataFrame:
+    """Every claim with the verdict of its notebook (`NN-claims.csv`), our number, its note, and the likely reason
+    where it does not hold; "not run" where no notebook has judged it."""
+    files = sorted((folder or results_dir()).glob("[0-9][0-9]-claims.csv"))
+    judged = {row["claim"]: row for path in files for row in _as_text(path)}
+    verdicts = []
+    for claim in claims.ledger().values():
+        row = judged.get(claim.id, {"verdict": NOT_RUN, "ours": "", "note": ""})
+        verdicts.append(claims.Verdict(claim, row["verdict"], row["ours"], row["note"]))
+    failed = (claims.NOT_REPRODUCED, claims.PARTLY)
+    table = claims.table(verdicts)
+    table["why"] = [verdict.claim.why if verdict.outcome in failed else "" for verdict in verdicts]
+    table.insert(0, "of", [verdict.claim.paper for verdict in verdicts])
+    return table
+
+
+def _as_text(path: Path) -> list[dict[str, str]]:
+    return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+
+
+def readme_table(scores: pd.DataFrame, task: str = "movie") -> str:
+    """The table of README: scores at a layer speed-up, the best of each column in bold, in Markdown.
+
+    Raises:
+        InputError: nothing of this task in the table.
+    """
+    rows = scores[(scores.task == task) & (scores.axis == "layers") & ~scores.method.isin(["plain model"])]
+    rows = rows[rows.speedup > 1]
+    if len(rows) == 0:
+        raise InputError(f"study-scores.csv holds nothing of task {task!r}; run `make study` first")
+    best = rows.groupby("speedup").score.transform("max")
+    cells = [
+        f"**{score:.3f}**" if score == top else f"{score:.3f}" for score, top in zip(rows.score, best, strict=True)
+    ]
+    table = _by_speedup(rows.assign(cell=cells), "cell").fillna("")
+    lines = [markdown_table(table)]
+    plain = scores[(scores.task == task) & (scores.method == "plain model") & (scores.axis == "layers")]
+    facts = [f"{title_of(task)}: {metric_name(task)} at a layer speed-up, mean over {rows.seeds.max()} seed(s)"]
+    facts += [f"the plain model has {plain.score.iloc[0]:.3f}"] if len(plain) else []
+    widest = float((rows.high - rows.low).max() / 2)
+    facts += [f"95% intervals are up to ±{widest:.3f} wide, so read [notebook 08](notebooks/08_scoreboard.ipynb)"]
+    facts += [f"profile {rows.profile.iloc[0]}, {rows.backbone.iloc[0]}"]
+    return "\n".join([*lines, "", "; ".join(facts) + "."])
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A table of texts in Markdown, its index as the first column; a third of the size that a notebook's HTML takes."""
+    rows = [["", *table.columns], *(list(row) for row in table.itertuples())]
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def write_readme(path: Path) -> None:
+    """Put `readme_table` between the marks of a README.
+
+    Raises:
+        InputError: a file without the marks.
+    """
+    begin, end = MARKS
+    text = path.read_text(encoding="utf-8")
+    if begin not in text or end not in text:
+        raise InputError(f"{path.name} has no marks; put {begin} and {end} on lines of their own where the table goes")
+    table = readme_table(read_table("scores"))
+    between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", flags=re.DOTALL)
+    with atomic_write(path) as partial:
+        partial.write_text(between.sub(lambda _: f"{begin}\n{table}\n{end}", text), encoding="utf-8")

@@ -1,0 +1,198 @@
+"""What the scoreboard reads out of the study's tables: words no stronger than the numbers."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from eeutils import claims
+from eeutils.errors import InputError
+from eeutils.files import repository_root
+from eeutils.study import page
+
+
+def score_rows(**methods: dict[float, tuple[float, float]]) -> pd.DataFrame:
+    """Scores of a task: method -> speed-up -> (score, high end of its distance to the best)."""
+    rows = []
+    for method, cells in methods.items():
+        for speedup, (score, behind) in cells.items():
+            best = score == max(other[speedup][0] for other in methods.values() if speedup in other)
+            gap = {"over_best": math.nan if best else behind - 0.01, "over_best_high": math.nan if best else behind}
+            rows.append(
+                {
+                    "task": "movie",
+                    "method": method.replace("_", " "),
+                    "kind": "method",
+                    "axis": "layers",
+                    "speedup": speedup,
+                    "score": score,
+                    "low": score - 0.01,
+                    "high": score + 0.01,
+                    "kept": score / 0.8,
+                    "seeds": 3,
+                    "over_fixed": 0.03,
+                    "over_fixed_low": 0.01 if best else -0.01,
+                    "over_fixed_high": 0.05,
+                    "profile": "quick",
+                    "backbone": "minilm-l6",
+                    "commit": "abc",
+                    **gap,
+                }
+            )
+    return pd.DataFrame(rows).reindex(columns=[*page.COLUMNS["scores"], *page.MADE_WITH])
+
+
+# Demsar, Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 2006, Table 5 (a), alpha = 0.05.
+DEMSAR = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
+
+
+@pytest.mark.parametrize(("methods", "q"), DEMSAR.items())
+def test_the_critical_difference_is_that_of_demsar_s_table(methods: int, q: float) -> None:
+    wanted = q * math.sqrt(methods * (methods + 1) / (6 * 14))
+    assert page.critical_difference(methods, 14) == pytest.approx(wanted, rel=5e-4)
+
+
+@pytest.mark.parametrize(("methods", "blocks"), [(1, 5), (3, 0)])
+def test_ranks_of_one_method_or_no_block_are_refused(methods: int, blocks: int) -> None:
+    with pytest.raises(InputError, match="ranks need"):
+        page.critical_difference(methods, blocks)
+
+
+def test_mean_ranks_share_ties_and_leave_out_who_misses_a_block() -> None:
+    values = {("movie", 0): {"a": 0.9, "b": 0.8, "c": 0.8}, ("movie", 1): {"a": 0.7, "b": 0.9, "c": 0.6, "d": 1.0}}
+    rows = [
+        {"task": task, "seed": seed, "method": method, "area": area}
+        for (task, seed), areas in values.items()
+        for method, area in areas.items()
+    ]
+    ranks, blocks = page.mean_ranks(pd.DataFrame(rows), "area")
+    assert blocks == 2
+    assert ranks.to_dict() == {"a": 1.5, "b": 1.75, "c": 2.75}
+    by_scipy = [stats.rankdata([-block[m] for m in "abc"]) for block in values.values()]
+    assert ranks[list("abc")].tolist() == np.mean(by_scipy, axis=0).tolist()
+
+
+def test_few_blocks_are_said_to_be_few() -> None:
+    assert "Too few" in page.worth_of_ranks(tasks=1, blocks=30)
+    assert "Too few" in page.worth_of_ranks(tasks=3, blocks=9)
+    assert "Too few" not in page.worth_of_ranks(tasks=5, blocks=15)
+
+
+def test_curves_of_two_seeds_are_averaged_at_equal_cost_where_both_reach() -> None:
+    rows = [
+        # Score over cost: seed 0 rises from 0.6 at cost 1/4 to 0.9 at 1, seed 1 from 0.7 at 1/2 to 0.8 at 1.
+        *({"seed": 0, "score": score, "layer_speedup": x} for x, score in ((4, 0.6), (1, 0.9))),
+        *({"seed": 1, "score": score, "layer_speedup": x} for x, score in ((2, 0.7), (1, 0.8))),
+    ]
+    frame = pd.DataFrame(rows).assign(task="movie", method="m", flops_speedup=math.nan)
+    [(name, curve)] = page.mean_curves(frame, "movie", points=3).items()
+    assert name == "m"
+    assert (1 / curve.layer_speedup).tolist() == pytest.approx([0.5, 0.75, 1.0])
+    assert curve.score.tolist() == pytest.approx([(0.7 + 0.7) / 2, (0.8 + 0.75) / 2, (0.9 + 0.8) / 2])
+
+
+def test_a_single_point_of_each_seed_is_averaged_in_cost_and_score() -> None:
+    rows = [{"seed": 0, "score": 0.8, "layer_speedup": 4.0}, {"seed": 1, "score": 0.9, "layer_speedup": 2.0}]
+    frame = pd.DataFrame(rows).assign(task="movie", method="oracle", flops_speedup=math.nan)
+    curve = page.mean_curves(frame, "movie")["oracle"]
+    assert (1 / curve.layer_speedup).tolist() == pytest.approx([(1 / 4 + 1 / 2) / 2])
+    assert curve.score.tolist() == pytest.approx([0.85])
+
+
+def test_advice_names_the_best_and_whoever_is_not_told_apart() -> None:
+    scores = score_rows(
+        A={1.5: (0.80, 0), 2.0: (0.78, 0)}, B={1.5: (0.79, 0.002), 2.0: (0.70, -0.03)}, C={1.5: (0.7, -0.05)}
+    )
+    first, second, third, fourth = page.advice(scores, "movie")
+    assert "**A** has the highest score, 0.800, 100.0% of the plain model's; not told apart from it: B." in first
+    assert "C" not in first.replace("PABEE's", "")
+    assert "above all others by more than the intervals allow for" in second
+    assert "It beats leaving at a fixed exit" in second
+    assert third == "**3x** (layer speed-up): nothing here reaches it."
+    assert fourth.startswith("**4x**")
+
+
+def test_advice_does_not_claim_what_the_interval_does_not_show() -> None:
+    scores = score_rows(A={2.0: (0.78, 0)})
+    scores["over_fixed_low"] = -0.01
+    sentence = page.advice(scores, "movie")[1]
+    assert "is not shown (+0.030 [-0.010, +0.050])" in sentence
+    assert "nothing else reaches this speed-up" in sentence
+    scores[["over_fixed", "over_fixed_low", "over_fixed_high"]] = math.nan
+    assert "fixed exit" not in page.advice(scores, "movie")[1]
+
+
+def test_what_has_not_been_run_is_said() -> None:
+    scores = score_rows(A={2.0: (0.78, 0)}, B={2.0: (0.7, -0.01)})
+    scores.loc[scores.method == "B", "seeds"] = 1
+    sentences = page.not_run(scores, ["movie", "mrpc"], ["A", "B", "C"])
+    assert sentences == [
+        "Not run: mrpc.",
+        "Movie reviews, polarity: not run, or without a meaning there: C.",
+        "Movie reviews, polarity: fewer seeds than the others: B.",
+    ]
+    assert page.not_run(scores.assign(seeds=3), ["movie"], ["A", "B"]) == []
+
+
+def test_tables_that_are_not_there_are_empty_and_have_their_columns(tmp_path: Path) -> None:
+    for name, columns in page.COLUMNS.items():
+        table = page.read_table(name, tmp_path)
+        assert len(table) == 0
+        assert list(table.columns) == [*columns, *page.MADE_WITH]
+    assert page.not_run(page.read_table("scores", tmp_path), ["movie"], ["A"]) == ["Not run: movie."]
+
+
+def test_the_ledger_joins_verdicts_and_reasons_and_keeps_who_was_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {"X1": claims.NOT_REPRODUCED, "X2": claims.REPRODUCED, "X3": None}
+    ledger = {
+        name: claims.Claim(name, "deebert", f"says {name}", "[P]", "test", 0.0, why=f"why {name}") for name in kinds
+    }
+    monkeypatch.setattr(claims, "ledger", lambda: ledger)
+    judged = [
+        {"claim": name, "ours": "0.1", "verdict": verdict, "note": ""} for name, verdict in kinds.items() if verdict
+    ]
+    pd.DataFrame(judged).to_csv(tmp_path / "01-claims.csv", index=False)
+    table = page.ledger_table(tmp_path).set_index("claim")
+    assert table.verdict.tolist() == ["not reproduced", "reproduced", "not run"]
+    assert table.why.tolist() == ["why X1", "", ""]
+    assert table.ours.tolist() == ["0.1", "0.1", ""]
+    assert table.of.unique().tolist() == ["deebert"]
+
+
+def test_the_table_of_readme_marks_the_best_and_leaves_gaps() -> None:
+    scores = score_rows(A={1.5: (0.80, 0), 3.0: (0.70, -0.1)}, plain_model={1.0: (0.81, 0)}, B={3.0: (0.75, 0)})
+    lines = page.readme_table(scores).splitlines()
+    assert lines[:4] == ["|  | 1.5x | 3x |", "|---|---|---|", "| A | **0.800** | 0.700 |", "| B |  | **0.750** |"]
+    assert "the plain model has 0.810" in lines[-1]
+    assert "accuracy at a layer speed-up, mean over 3 seed(s)" in lines[-1]
+    with pytest.raises(InputError, match="make study"):
+        page.readme_table(scores, "mrpc")
+
+
+def test_readme_changes_between_its_marks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EEUTILS_RESULTS", str(tmp_path))
+    scores = score_rows(A={2.0: (0.80, 0)})
+    scores.to_csv(tmp_path / "study-scores.csv", index=False)
+    readme, (begin, end) = tmp_path / "README.md", page.MARKS
+    readme.write_text(f"above\n\n{begin}\nold\n{end}\n\nbelow\n")
+    page.write_readme(readme)
+    page.write_readme(readme)
+    assert readme.read_text() == f"above\n\n{begin}\n{page.readme_table(scores)}\n{end}\n\nbelow\n"
+    readme.write_text("no marks")
+    with pytest.raises(InputError, match="has no marks"):
+        page.write_readme(readme)
+
+
+def test_readme_of_the_repository_holds_the_committed_scores() -> None:
+    begin, end = page.MARKS
+    text = (repository_root() / "README.md").read_text(encoding="utf-8")
+    assert text.count(begin) == text.count(end)
+    committed = page.read_table("scores", repository_root() / "data" / "results")
+    for shown in re.findall(f"{re.escape(begin)}(.*?){re.escape(end)}", text, flags=re.DOTALL):
+        assert shown == f"\n{page.readme_table(committed)}\n", "run: python -m eeutils.study readme"
