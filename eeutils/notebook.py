@@ -76,7 +76,7 @@ def keep_table(frame: pd.DataFrame, save_to: str | Path, name: str) -> None:
 def speedup_table(curves: Mapping[str, pd.DataFrame], speedups: Sequence[float], axis: str = "layers") -> pd.DataFrame:
     """What curves score at some speed-ups: one row per curve, NaN where it does not reach one."""
     columns = {f"{speedup:g}x": [score_at(curve, speedup, axis) for curve in curves.values()] for speedup in speedups}
-    return pd.DataFrame(columns, index=pd.Index(curves, name=f"{axis.replace('flops', 'FLOPs')} speed-up"))
+    return pd.DataFrame(columns, index=pd.Index(curves, name=f"{'FLOPs' if axis == 'flops' else 'layer'} speed-up"))
 
 
 def keep_curves(curves: Mapping[str, pd.DataFrame], save_to: str | Path, name: str) -> None:

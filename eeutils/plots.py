@@ -41,8 +41,10 @@ def show(figure: Figure, alt: str, save_to: str | Path = "", name: str = "") -> 
     full, buffer = io.BytesIO(), io.BytesIO()
     figure.savefig(full, format="png", dpi=_RESOLUTION, bbox_inches="tight")
     plt.close(figure)
-    # Few colours make a small file: a notebook with eight figures stays small enough to commit.
-    few_colours = PILImage.open(full).convert("RGB").quantize(_COLOURS, dither=PILImage.Dither.NONE)
+    # Few colours make a small file: a notebook with eight figures stays small enough to commit. A line may show in the
+    # legend alone, behind another one, and must keep its colour all the same: hence MAXCOVERAGE.
+    few_colours = PILImage.open(full).convert("RGB")
+    few_colours = few_colours.quantize(_COLOURS, PILImage.Quantize.MAXCOVERAGE, dither=PILImage.Dither.NONE)
     few_colours.save(buffer, "png", optimize=True)
     if save_to and name:
         with atomic_write(Path(save_to) / "figures" / f"{name}.png") as partial:
@@ -106,7 +108,10 @@ def tradeoff(
     _speedup_axis(axes, f"{'FLOPs' if speedup == 'flops' else 'layer'} speed-up")
     axes.set_ylabel(metric)
     axes.set_title(title)
-    axes.legend(fontsize="small", loc="best")
+    if len(axes.get_legend_handles_labels()[0]) > 6:  # inside, it would hide curves
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    else:
+        axes.legend(fontsize="small", loc="best")
     return figure
 
 

@@ -174,9 +174,8 @@ def test_changed_shared_code_is_another_run(setting: Setting, monkeypatch: pytes
 def test_the_code_that_a_paper_borrows_counts_and_what_only_reads_evidence_does_not(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {
-        method.name: runs.run_key(method, setting, method.with_options()) for method in (badge.METHOD, pabee.METHOD)
-    }
+    methods = (badge.METHOD, pabee.METHOD)
+    before = {m.name: runs.run_key(m, setting, m.with_options()) for m in methods}
     getsource = runs.inspect.getsource
 
     def after(changed: str) -> set[str]:
