@@ -116,9 +116,9 @@ def test_every_wiring_adds_exactly_as_many_parameters(setting: Setting, wiring: 
 
 def test_an_unknown_wiring_is_refused(setting: Setting) -> None:
     with pytest.raises(
-        InputError, match=r"unknown wiring 'paralel' \(did you mean 'parallel'\?\); choose one of: none, "
+        InputError, match=r"unknown wiring 'parallels' \(did you mean 'parallel'\?\); choose one of: none, "
     ):
-        badge.build(setting, 2, wiring="paralel")
+        badge.build(setting, 2, wiring="parallels")
 
 
 def of_length(*tokens: int) -> Samples:

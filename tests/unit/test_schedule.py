@@ -223,7 +223,7 @@ def test_a_window_beyond_the_encoder_is_refused(first: int, last: int | None) ->
 
 def test_what_cannot_be_hashed_is_told() -> None:
     with pytest.raises(InputError, match="mean 'frequency'"):
-        schedule("frequence")
+        schedule("frequencies")
     with pytest.raises(InputError, match="choose one of: mass, types"):
         schedule(buckets="equal")
     with pytest.raises(InputError, match="token id 60 is outside a vocabulary of 60"):
