@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from eeutils.backbone import Backbone
 from eeutils.batching import Samples, encode
-from eeutils.exits import MultiExitModel, own_pooler_exits
+from eeutils.exits import MultiExitModel, MultiStageModel, own_pooler_exits
 from eeutils.specs import TASKS
 from eeutils.tasks import Task
 
@@ -120,6 +121,24 @@ def tiny_samples(
     others = sentences(count, seed + 1, longest)[0] if pairs else None
     values = [2.0 * label - 0.5 for label in labels] if regression else labels
     return encode(tiny_tokenizer(), texts, others, max_length=40, labels=values)
+
+
+def flops_counted(model: MultiStageModel, tokens: int) -> list[float]:
+    """What torch counts until each stage has answered, for one sentence of that many tokens."""
+    ids = torch.full((1, tokens), 5)
+    found = []
+    for stages in range(1, model.stages + 1):
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            state = model.begin(ids, torch.ones_like(ids))
+            for stage in range(stages):
+                state, _ = model.step(stage, state)
+        found.append(float(counter.get_total_flops()))
+    return found
+
+
+def of_length(*tokens: int) -> Samples:
+    """Samples of so many tokens each."""
+    return Samples(tuple((7,) * length for length in tokens), None, None, torch.arange(len(tokens)), 0)
 
 
 def tiny_task(name: str = "movie", count: int = 48) -> Task:

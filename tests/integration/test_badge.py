@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from eeutils import rules, tradeoff
 from eeutils.backbone import Backbone
-from eeutils.batching import Batch, Samples
+from eeutils.batching import Batch
 from eeutils.errors import InputError
 from eeutils.evidence import record
 from eeutils.exits import MultiExitModel, shared_pooler_exits
@@ -18,7 +17,7 @@ from eeutils.papers import badge, pabee
 from eeutils.runs import load_or_train
 from eeutils.runtime import Runtime
 from eeutils.settings import Setting
-from tests.tiny import CONFIGS, tiny_encoder, tiny_samples
+from tests.tiny import CONFIGS, flops_counted, of_length, tiny_encoder, tiny_samples
 
 SAMPLES = tiny_samples(12)
 BATCH = SAMPLES.batch(range(12))
@@ -121,25 +120,13 @@ def test_an_unknown_wiring_is_refused(setting: Setting) -> None:
         badge.build(setting, 2, wiring="parallels")
 
 
-def of_length(*tokens: int) -> Samples:
-    """Samples of so many tokens each."""
-    return Samples(tuple((7,) * length for length in tokens), None, None, torch.arange(len(tokens)), 0)
-
-
 # FlopCounterMode sees nothing of attention inside SDPA on a CPU; the eager form is the same work.
 @pytest.mark.parametrize("tokens", [3, 17])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("wiring", CONTROLLED)
 def test_flops_are_those_that_torch_counts(wiring: str, pool: str, tokens: int) -> None:
     model = bypassed(wiring, pool, attention="eager")
-    ids, counts = torch.full((1, tokens), 5), []
-    for stages in range(1, model.stages + 1):
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            state = model.begin(ids, torch.ones_like(ids))
-            for stage in range(stages):
-                state, _ = model.step(stage, state)
-        counts.append(float(counter.get_total_flops()))
-    assert model.cost(of_length(tokens))[:, 0].tolist() == counts
+    assert model.cost(of_length(tokens))[:, 0].tolist() == flops_counted(model, tokens)
 
 
 @pytest.mark.parametrize("wiring", CONTROLLED)

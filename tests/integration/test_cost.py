@@ -2,35 +2,15 @@
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from eeutils import rules, tradeoff
 from eeutils.backbone import Backbone
-from eeutils.batching import Samples
 from eeutils.evidence import record
 from eeutils.exits import MultiExitModel, own_pooler_exits, shared_pooler_exits
 from eeutils.papers import finetuned
 from eeutils.settings import Setting
 from tests.helpers import accuracy
-from tests.tiny import CONFIGS, tiny_encoder, tiny_samples
-
-
-def counted(model: MultiExitModel, tokens: int) -> list[float]:
-    """What torch counts until each stage has answered, for one sentence of that many tokens."""
-    ids = torch.full((1, tokens), 5)
-    found = []
-    for stages in range(1, model.stages + 1):
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            state = model.begin(ids, torch.ones_like(ids))
-            for stage in range(stages):
-                state, _ = model.step(stage, state)
-        found.append(float(counter.get_total_flops()))
-    return found
-
-
-def of_length(*tokens: int) -> Samples:
-    """Samples of so many tokens each."""
-    return Samples(tuple((7,) * length for length in tokens), None, None, torch.arange(len(tokens)), 0)
+from tests.tiny import CONFIGS, flops_counted, of_length, tiny_encoder, tiny_samples
 
 
 # FlopCounterMode sees nothing of attention inside SDPA on a CPU; the eager form is the same work.
@@ -41,7 +21,7 @@ def test_flops_of_every_stage_are_those_that_torch_counts(name: str, tokens: int
     backbone = Backbone(tiny_encoder(name, attention="eager"))
     exits = own_pooler_exits(backbone, 3, "cls")
     model = MultiExitModel(backbone, {layer: exits[layer] for layer in layers}).eval()
-    assert model.cost(of_length(tokens))[:, 0].tolist() == counted(model, tokens)
+    assert model.cost(of_length(tokens))[:, 0].tolist() == flops_counted(model, tokens)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -52,8 +32,8 @@ def test_the_reference_is_the_plain_model_with_its_one_head(name: str) -> None:
     every = MultiExitModel(backbone, exits).eval()
     for tokens in (3, 17):
         length = of_length(tokens)
-        assert plain.reference_cost(length).tolist() == counted(plain, tokens)
-        assert every.reference_cost(length).tolist() == counted(plain, tokens)
+        assert plain.reference_cost(length).tolist() == flops_counted(plain, tokens)
+        assert every.reference_cost(length).tolist() == flops_counted(plain, tokens)
         assert plain.cost(length)[-1].tolist() == plain.reference_cost(length).tolist()
 
 
@@ -72,7 +52,7 @@ def test_each_sample_costs_what_its_own_length_does_without_padding() -> None:
     samples = tiny_samples(7)
     evidence = record(model, samples, batch_size=7)
     for row, length in enumerate(samples.lengths.tolist()):
-        assert evidence.cost[:, row].tolist() == counted(model, length)
+        assert evidence.cost[:, row].tolist() == flops_counted(model, length)
     # With all heads on the way the last exit costs a little more than the plain model.
     last = tradeoff.operate(evidence, rules.entropy(), accuracy, rules.NEVER)
     assert last["layer_speedup"] == 1
