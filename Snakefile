@@ -43,6 +43,7 @@ THREADS = max(1, CORES // (BATCH.jobs or max(1, CORES // 4)))
 wildcard_constraints:
     task="[^/]+",
     seed="[0-9]+",
+    method="[a-z0-9_]+",
 
 
 rule all:

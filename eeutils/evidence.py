@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eeutils.batching import Samples, batches
 from eeutils.errors import InputError
-from eeutils.exits import MultiStageModel
+from eeutils.exits import MultiExitModel, MultiStageModel
 from eeutils.files import atomic_write
 
 _VERSION = "1"
@@ -233,3 +233,20 @@ def record(model: MultiStageModel, samples: Samples, batch_size: int = 64, progr
         samples.labels,
         {name: torch.cat([part[name] for part in extras], dim=1)[:, back] for name in extras[0]},
     )
+
+
+@torch.no_grad()
+def record_features(
+    model: MultiExitModel, samples: Samples, batch_size: int = 64
+) -> Float[Tensor, "stages samples width"]:
+    """The vectors that the exits of a trained model read, in the samples' own order: for heads learned afterwards."""
+    device = next(model.parameters()).device
+    order, found = [], []
+    for rows, batch in batches(samples, batch_size, progress="features"):
+        state, features = model.begin(*batch.to(device).inputs), []
+        for stage, layer in enumerate(model.layers):
+            state, _ = model.step(stage, state)
+            features.append(model.exits[str(layer)].features(state).float().cpu())
+        order.append(rows)
+        found.append(torch.stack(features))
+    return torch.cat(found, dim=1)[:, torch.cat(order).argsort()]

@@ -249,7 +249,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else training.best_device().type,
         "processes": state.num_processes,
-        "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
+        "precision": training.precision(),
         "threads": torch.get_num_threads(),
         "commit": commit(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -297,6 +297,7 @@ def _config(method: Method, setting: Setting, options: dict[str, Any]) -> dict[s
         "data": task_of(setting.task, setting.train_size, setting.test_size).fingerprint,
         "code": _code_fingerprint(method),
         "starts_from": _hash(_config(parent, setting, parent.with_options())) if parent else None,
+        **({"precision": training.precision()} if training.precision() != "no" else {}),
         # Further encoders, where an option names them.
         **({"models": [_weights_fingerprint(name) for name in options["models"]]} if options.get("models") else {}),
     }

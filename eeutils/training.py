@@ -8,6 +8,7 @@ as one that was never interrupted.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -67,6 +69,12 @@ def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
         return (logits[..., 0] - labels.to(logits.dtype)).square()
     repeated = labels.expand(stages, samples).reshape(-1)
     return nn.functional.cross_entropy(logits.reshape(-1, classes), repeated, reduction="none").view(stages, samples)
+
+
+def depth_weighted(losses: Float[Tensor, "stages batch"]) -> Float[Tensor, ""]:
+    """sum_j j L_j / sum_j j: the mean over samples and stages, deeper stages weighing more, as in PABEE."""
+    weights = torch.arange(1, len(losses) + 1, dtype=losses.dtype, device=losses.device)
+    return (weights * losses.mean(dim=1)).sum() / weights.sum()
 
 
 def fit(
@@ -134,6 +142,11 @@ def on_cpu() -> bool:
 def best_device() -> torch.device:
     """The accelerator of this machine, or the CPU."""
     return torch.device("cpu") if on_cpu() else torch.accelerator.current_accelerator()
+
+
+def precision() -> str:
+    """The arithmetic of training that `accelerate launch` or `ACCELERATE_MIXED_PRECISION` asks for; "no" is float32."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
 def processes() -> PartialState:

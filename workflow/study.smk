@@ -30,6 +30,20 @@ def started_from(wildcards):
     return expand(f"{BATCH.folder}/study/{{first}}.trained", first=first, allow_missing=True)
 
 
+def searched(tasks, seeds):
+    """The search of learning rates: one task and one seed, the same budget for every method."""
+    if BATCH.profile == "smoke":
+        return []
+    from eeutils.study.entries import RATES
+
+    return [
+        file.replace(".trained", f".rate-{rate}.trained")
+        for file in trained(tasks[:1], seeds[:1])
+        for rate in RATES
+        if rate != 1
+    ]
+
+
 rule study:
     input:
         f"{STUDY}/done",
@@ -38,7 +52,7 @@ rule study:
 rule study_tables:
     message: "study: reading the runs into {params.results}"
     input:
-        lambda _: trained(BATCH.tasks, BATCH.seeds),
+        lambda _: trained(BATCH.tasks, BATCH.seeds) + searched(BATCH.tasks, BATCH.seeds),
         sources=SOURCES,
         times=expand(f"{STUDY}/{{task}}.csv", task=map(batch.to_folder, BATCH.tasks)),
     output:
@@ -83,3 +97,19 @@ rule study_train:
     shell:
         "OMP_NUM_THREADS={threads} {params.python:q} -m eeutils.study train {params.batch.profile:q} {params.task:q} "
         "{params.batch.backbone:q} {wildcards.seed} {wildcards.method:q}"
+
+
+rule study_search:
+    message: "study: {wildcards.method} at {wildcards.rate} times the learning rate, task {wildcards.task}, {threads} thread(s)"
+    input:
+        lambda wildcards: [file.replace(".trained", f".rate-{wildcards.rate}.trained") for file in started_from(wildcards)],
+    output:
+        touch(f"{BATCH.folder}/study/{{method}}.rate-{{rate}}.trained"),
+    threads: THREADS
+    params:
+        python=sys.executable,
+        batch=BATCH,
+        task=lambda wildcards: batch.from_folder(wildcards.task),
+    shell:
+        "OMP_NUM_THREADS={threads} {params.python:q} -m eeutils.study train {params.batch.profile:q} {params.task:q} "
+        "{params.batch.backbone:q} {wildcards.seed} {wildcards.method:q} --rate {wildcards.rate}"

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from eeutils.backbone import Backbone, load_backbone
-from eeutils.batching import Batch, Samples, batches
+from eeutils.batching import Batch
 from eeutils.cost import linear_flops
 from eeutils.crossfit import out_of_fold
 from eeutils.errors import InputError, unknown
@@ -284,23 +284,6 @@ METHOD = Method(
 
 # ---- Analysis: phase 2 by itself. The encoder is frozen, so what it says is computed once and policies are learned in
 # a second: seeds, speed weights and kinds of gradient can be compared that would otherwise take hours. ----
-
-
-@torch.no_grad()
-def frozen_features(
-    model: MultiExitModel, samples: Samples, batch_size: int = 64
-) -> Float[Tensor, "stages samples width"]:
-    """What the exits of a trained model read, in the samples' own order."""
-    device = next(model.parameters()).device
-    order, found = [], []
-    for rows, batch in batches(samples, batch_size, progress="features"):
-        state, features = model.begin(*batch.to(device).inputs), []
-        for stage, layer in enumerate(model.layers):
-            state, _ = model.step(stage, state)
-            features.append(model.exits[str(layer)].features(state).float().cpu())
-        order.append(rows)
-        found.append(torch.stack(features))
-    return torch.cat(found, dim=1)[:, torch.cat(order).argsort()]
 
 
 def learn_policies(

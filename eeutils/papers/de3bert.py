@@ -34,16 +34,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from eeutils.backbone import load_backbone
-from eeutils.batching import Batch, Samples, batches
+from eeutils.batching import Batch, Samples
 from eeutils.errors import InputError, unknown
-from eeutils.evidence import Evidence
+from eeutils.evidence import Evidence, record_features
 from eeutils.exits import Answer, Answers, Exit, ExitState, MultiExitModel, MultiStageModel, Pooler
 from eeutils.method import Method
 from eeutils.papers import pabee
 from eeutils.rules import distance_ratio, entropy, harmonic
 from eeutils.settings import Setting
 from eeutils.tradeoff import Metric
-from eeutils.training import Objective, Phase, answer_loss
+from eeutils.training import Objective, Phase, answer_loss, depth_weighted
 
 
 class PrototypeSpace(nn.Module):
@@ -122,13 +122,12 @@ def regulariser(
     return kinds[kind]()
 
 
-def depth_weighted(losses: Float[Tensor, " stages"], layer_weights: str) -> Float[Tensor, ""]:
+def mean_over_exits(losses: Float[Tensor, "stages batch"], layer_weights: str) -> Float[Tensor, ""]:
     """sum_l w_l L_l / sum_l w_l."""
-    weights = {"depth": torch.arange(1, len(losses) + 1), "uniform": torch.ones(len(losses))}
-    if layer_weights not in weights:
-        raise unknown("layer_weights", layer_weights, weights)
-    chosen = weights[layer_weights].to(losses)
-    return (chosen * losses).sum() / chosen.sum()
+    means = {"depth": depth_weighted, "uniform": torch.mean}
+    if layer_weights not in means:
+        raise unknown("layer_weights", layer_weights, means)
+    return means[layer_weights](losses)
 
 
 def joint_loss(weight: float, dar: str, layer_weights: str) -> Objective:
@@ -137,7 +136,7 @@ def joint_loss(weight: float, dar: str, layer_weights: str) -> Objective:
     def objective(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
         cross_entropy = answer_loss(answers.logits, batch.labels)
         pull = regulariser(answers.extras["distances"], batch.labels, dar)
-        return depth_weighted((cross_entropy + weight * pull).mean(dim=1), layer_weights)
+        return mean_over_exits(cross_entropy + weight * pull, layer_weights)
 
     return objective
 
@@ -183,8 +182,8 @@ def space_phases(dimension: int, weight: float, dar: str, layer_weights: str) ->
     """One phase on a frozen PABEE model: the metric spaces learn, and nothing else feels it."""
 
     def objective(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
-        losses = regulariser(answers.extras["distances"], batch.labels, dar).mean(dim=1)
-        return depth_weighted(losses, layer_weights)
+        losses = regulariser(answers.extras["distances"], batch.labels, dar)
+        return mean_over_exits(losses, layer_weights)
 
     return [Phase("metric spaces", objective, trains=spaces, learning_rate=1e-3, monitor=nearest_prototype_score)]
 
@@ -199,20 +198,14 @@ UNREGULARISED = replace(
 """The ablation: PABEE's model as it is, with metric spaces and prototypes learned afterwards."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed(model: MultiExitModel, samples: Samples, batch_size: int = 64) -> Float[Tensor, "stages samples dimension"]:
     """Where each exit's metric space puts each sample, in the samples' own order."""
+    features = record_features(model, samples, batch_size)
     device = next(model.parameters()).device
-    order, found = [], []
-    for rows, batch in batches(samples, batch_size, progress="embedding"):
-        state, places = model.begin(*batch.to(device).inputs), []
-        for stage, layer in enumerate(model.layers):
-            state, _ = model.step(stage, state)
-            head = model.exits[str(layer)]
-            places.append(head.space.metric(head.features(state)).float().cpu())
-        order.append(rows)
-        found.append(torch.stack(places))
-    return torch.cat(found, dim=1)[:, torch.cat(order).argsort()]
+    return torch.stack(
+        [space.metric(each.to(device)).cpu() for space, each in zip(spaces(model), features, strict=True)]
+    )
 
 
 def class_means(

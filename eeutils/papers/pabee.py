@@ -15,7 +15,6 @@ early even helps where the last layers "overthink".
     tau      patience(tolerance)    how close two numbers must be to agree
 """
 
-import torch
 from torch import Tensor
 
 from eeutils.backbone import load_backbone
@@ -24,7 +23,7 @@ from eeutils.exits import Answers, MultiExitModel, MultiStageModel, shared_poole
 from eeutils.method import Method
 from eeutils.rules import patience
 from eeutils.settings import Setting
-from eeutils.training import Phase, answer_loss
+from eeutils.training import Phase, answer_loss, depth_weighted
 
 
 def build(setting: Setting, classes: int) -> MultiExitModel:
@@ -35,9 +34,7 @@ def build(setting: Setting, classes: int) -> MultiExitModel:
 
 def weighted_loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
     """L = sum_j j L_j / sum_j j: the weighted mean of the classifiers' losses, deeper ones weighing more."""
-    losses = answer_loss(answers.logits, batch.labels).mean(dim=1)
-    weights = torch.arange(1, len(losses) + 1, dtype=losses.dtype, device=losses.device)
-    return (weights * losses).sum() / weights.sum()
+    return depth_weighted(answer_loss(answers.logits, batch.labels))
 
 
 def phases() -> list[Phase]:

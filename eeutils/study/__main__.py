@@ -7,7 +7,7 @@ from pathlib import Path
 from eeutils.errors import InputError
 from eeutils.files import atomic_write, repository_root
 from eeutils.settings import Setting
-from eeutils.study.entries import train
+from eeutils.study.entries import at_rate, train
 from eeutils.study.page import write_readme
 from eeutils.study.tables import measure, tables, write
 
@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
         one = commands.add_parser(name)
         for argument, kind in (("profile", str), ("task", str), ("backbone", str), ("seed", int), (last, str)):
             one.add_argument(argument, type=kind)
+    commands.choices["train"].add_argument("--rate", type=float, default=1.0, help="multiple of the learning rate")
     many = commands.add_parser("tables")
     for argument in ("profile", "backbone", "folder"):
         many.add_argument(argument)
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             setting = Setting.from_profile(given.profile, given.task, given.backbone, given.seed)
             if given.command == "train":
-                train(given.profile, setting, given.method)
+                train(given.profile, at_rate(setting, given.rate), given.method)
             else:
                 with atomic_write(given.file) as partial:
                     measure(given.profile, setting).to_csv(partial, index=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -72,7 +72,7 @@ def _as_published(method: Method, **more: Any) -> Entry:
     return Entry(method.title, more.pop("wanted", _one(method)), next(iter(method.rules.values())), **more)
 
 
-PLAIN, FIXED, RANDOM = "plain model", "fixed exits", "random exits"
+PLAIN, FIXED, RANDOM, SHALLOW = "plain model", "fixed exits", "random exits", "k-layer models"
 ENTRIES = (
     _as_published(deebert.METHOD),
     _as_published(pabee.METHOD, regression=True),
@@ -85,7 +85,7 @@ ENTRIES = (
     Entry("PABEE's exits, entropy", _one(pabee.METHOD), entropy(), BASELINE),
     Entry(FIXED, _one(pabee.METHOD), fixed(), BASELINE, regression=True),
     Entry(RANDOM, _one(pabee.METHOD), random(), BASELINE, regression=True),
-    Entry("k-layer models", _shallow_models, fixed(), BASELINE, regression=True),
+    Entry(SHALLOW, _shallow_models, fixed(), BASELINE, regression=True),
     Entry(PLAIN, _one(finetuned.METHOD), fixed(), BASELINE, regression=True),
     Entry("oracle", _one(pabee.METHOD), oracle(), HEADROOM),
 )
@@ -122,6 +122,15 @@ def methods_for(profile: str, task: str, backbone: str) -> dict[str, Wanted]:
     return jobs
 
 
+RATES = (0.5, 1.0, 2.0)
+"""The search: every method is trained with these multiples of the setting's learning rate, and dev compares them."""
+
+
+def at_rate(setting: Setting, multiple: float) -> Setting:
+    """The setting with a multiple of its learning rate; a phase with a rate of its own keeps it."""
+    return replace(setting, learning_rate=multiple * setting.learning_rate)
+
+
 def train(profile: str, setting: Setting, method: str) -> list[Run]:
     """Train what the study needs of one method, or load it.
 
@@ -141,6 +150,11 @@ class Result:
     entry: Entry
     setting: Setting
     runs: tuple[Run, ...]
+
+    @property
+    def dev(self) -> Evidence:
+        """Evidence on dev; several runs are its stages."""
+        return self._joined([run.dev for run in self.runs])
 
     @property
     def test(self) -> Evidence:

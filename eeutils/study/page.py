@@ -32,9 +32,10 @@ COLUMNS = {
     ),
     "calibration": ("task", "seed", "method", "layer", "ece", "overconfidence", "accuracy"),
     "agreement": ("task", "method", "layer", "agreement", "seeds"),
+    "search": ("task", "seed", "method", "learning_rate", "dev_area", "dev_samples", "in_use"),
     "runs": (
         *("task", "seed", "run", "options", "key", "data", "train_size", "epochs", "seconds", "torch"),
-        *("run_commit", "run_device", "run_threads", "run_time"),
+        *("run_commit", "run_device", "run_precision", "run_threads", "run_time"),
     ),
 }
 """Table `study-NAME.csv` -> its columns; profile, backbone and commit of the study stand behind them."""

@@ -31,7 +31,10 @@ from eeutils.study.entries import (
     METHOD,
     PLAIN,
     RANDOM,
+    RATES,
+    SHALLOW,
     Result,
+    at_rate,
     entries_for,
     result_of,
     trained,
@@ -74,6 +77,7 @@ def tables(
         }
         for name, reader in READERS.items():
             rows[name] += [{"task": task, **row} for row in reader(found)]
+        rows["search"] += [row for setting in settings for row in search(profile, setting)]
     if not any(rows.values()):
         raise InputError(f"nothing of the study has been run: profile {profile}, {backbone}, {', '.join(tasks)}")
     frames = {name: pd.DataFrame(found) for name, found in rows.items()}
@@ -208,7 +212,7 @@ def provenance(found: Found) -> Rows:
             seen.add(run.directory)
             made = json.loads((run.directory / "environment.json").read_text())
             changed = {name: value for name, value in run.options.items() if value != run.method.options[name]}
-            kept = {name: made[name] for name in ("commit", "device", "threads", "time")}
+            kept = {name: made[name] for name in ("commit", "device", "precision", "threads", "time")}
             yield {
                 "seed": result.setting.seed,
                 "run": run.method.name,
@@ -222,6 +226,29 @@ def provenance(found: Found) -> Rows:
                 # The tables have a commit of their own.
                 **{f"run_{name}": value for name, value in kept.items()},
             }
+
+
+def search(profile: str, setting: Setting) -> list[dict[str, Any]]:
+    """The area under each method's curve on DEV at several learning rates, where several have been run."""
+    rows = []
+    for entry in entries_for(setting.task, setting.backbone):
+        tried = {rate: result_of(entry, profile, at_rate(setting, rate)) for rate in RATES}
+        if (entry.kind != METHOD and entry.label != SHALLOW) or any(result is None for result in tried.values()):
+            continue
+        for rate, result in tried.items():
+            swept = tradeoff.sweep(result.dev, entry.rule, metric_of(setting.task))
+            rows.append(
+                {
+                    "task": setting.task,
+                    "seed": setting.seed,
+                    "method": entry.label,
+                    "learning_rate": result.setting.learning_rate,
+                    "dev_area": tradeoff.area(swept),
+                    "dev_samples": result.dev.samples,
+                    "in_use": rate == 1,
+                }
+            )
+    return rows
 
 
 READERS: dict[str, Callable[[Found], Rows]] = {

@@ -9,7 +9,7 @@ from eeutils import rules, runs, tradeoff
 from eeutils.backbone import Backbone
 from eeutils.batching import Batch
 from eeutils.errors import InputError
-from eeutils.evidence import record
+from eeutils.evidence import record, record_features
 from eeutils.exits import MultiExitModel
 from eeutils.papers import consistentee, pabee
 from eeutils.papers.consistentee import METHOD
@@ -175,7 +175,7 @@ def test_training_on_a_regression_is_refused_in_a_sentence(setting: Setting) -> 
 def test_policies_on_frozen_features_are_those_of_the_model_itself(setting: Setting) -> None:
     run = load_or_train(METHOD, setting, progress=False)
     model, samples = run.model(), run.samples("test")
-    features = consistentee.frozen_features(model, samples, batch_size=5)
+    features = record_features(model, samples, batch_size=5)
     networks = torch.nn.ModuleList(consistentee.policies(model))
     found = consistentee.with_policies(run.test, networks, features)
     torch.testing.assert_close(found.extras["policy"], run.test.extras["policy"], atol=1e-5, rtol=1e-4)

@@ -105,7 +105,7 @@ def test_unknown_choices_are_named() -> None:
     ):
         de3bert.regulariser(DISTANCES, LABELS, "cosine")
     with pytest.raises(InputError, match="unknown layer_weights 'late'; choose one of: depth, uniform"):
-        de3bert.depth_weighted(torch.ones(3), "late")
+        de3bert.mean_over_exits(torch.ones(3, 1), "late")
 
 
 def test_a_regression_has_no_prototypes(setting: Setting) -> None:

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +42,10 @@ def study(encoder_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
             for method in entries.method_names("movie", encoder_folder):
                 if (method, seed) != ("de3bert", 1):
                     entries.train("smoke", setting, method)
+        for rate in (0.5, 2.0):
+            entries.train(
+                "smoke", entries.at_rate(Setting.from_profile("smoke", "movie", encoder_folder, 0), rate), "pabee"
+            )
         before = len(list(runs.runs_dir().iterdir()))
         frames = tables.tables("smoke", encoder_folder, ["movie", "amazon"], SEEDS)
         assert len(list(runs.runs_dir().iterdir())) == before, "reading must not train"
@@ -63,6 +68,19 @@ def test_every_table_is_there_with_its_columns_and_what_made_it(study: SimpleNam
     labels = {entry.label for entry in entries.ENTRIES}
     assert set(study.frames["curves"].method) == labels
     assert set(study.frames["scores"].method) == labels - {"oracle"}
+
+
+def test_the_search_compares_learning_rates_on_dev_where_all_of_them_were_run(study: SimpleNamespace) -> None:
+    search = study.frames["search"]
+    assert search[["seed", "method", "in_use"]].to_numpy().tolist() == [
+        [0, "PABEE", use] for use in (False, True, False)
+    ]
+    default = setting_of(study, 0).learning_rate
+    assert search.learning_rate.tolist() == pytest.approx([0.5 * default, default, 2 * default])
+    for row in search.itertuples():
+        run = runs.load_or_train(pabee.METHOD, replace(setting_of(study, 0), learning_rate=row.learning_rate))
+        assert row.dev_area == pytest.approx(tradeoff.area(tradeoff.sweep(run.dev, patience(), run.metric)))
+        assert row.dev_samples == run.dev.samples
 
 
 def test_scores_are_those_of_the_runs(study: SimpleNamespace) -> None:
