@@ -33,11 +33,14 @@ try:
 except InputError as error:
     sys.exit(f"error: {error}")
 
+# What the scoreboard reads.
+TABLES = sorted(str(path) for kind in ("study-*", "[0-9][0-9]-claims") for path in Path("data/results").glob(f"{kind}.csv"))
 SOURCES = sorted(map(str, [*Path("eeutils").rglob("*.py"), *Path("data").glob("*.toml")]))
 
-# The small models of these papers gain little from more than four threads; further cores run further notebooks.
-CORES = workflow.resource_settings.cores or 4  # None on a cluster
-THREADS = max(1, CORES // (BATCH.jobs or max(1, CORES // 4)))
+# The small models of these papers gain little from more threads: on two cores two trainings with one thread each do 1.4
+# times the work of one training with two. More than two notebooks at a time take much memory, so only many cores do that.
+CORES = workflow.resource_settings.cores
+THREADS = max(1, CORES // (BATCH.jobs or max(2, CORES // 4))) if CORES else 4  # None on a cluster
 
 
 wildcard_constraints:
@@ -74,6 +77,7 @@ for NUMBER, (NOTEBOOK, EARLIER) in enumerate(NOTEBOOKS.items()):
         input:
             notebook=f"notebooks/{NOTEBOOK}.ipynb",
             sources=SOURCES,
+            tables=TABLES if NOTEBOOK == "08_scoreboard" else [],
             earlier=expand(f"{BATCH.folder}/{{earlier}}.ipynb", earlier=EARLIER, allow_missing=True),
         output:
             notebook=f"{BATCH.folder}/{NOTEBOOK}.ipynb",

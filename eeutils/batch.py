@@ -88,6 +88,8 @@ def validate(config: Mapping[str, object]) -> Batch:
         jobs=_whole_number("jobs", texts["jobs"][0]),
     )
     for task in batch.tasks:
+        if from_folder(to_folder(task)) != task:
+            raise InputError(f"the folder of task {task!r} has two hyphens in a row; rename it")
         _check_setting({"profile": batch.profile, "task": task, "backbone": batch.backbone})
     return batch
 

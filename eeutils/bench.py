@@ -121,7 +121,7 @@ def measure(quick: bool = False) -> pd.DataFrame:
 def build(shape: str) -> MultiExitModel:
     """The model that is measured, of one of `SHAPES`: PABEE's exits on all layers, random weights."""
     backbone = Backbone(AutoModel.from_config(SHAPES[shape]()))
-    return MultiExitModel(backbone, shared_pooler_exits(backbone, 2, "mean")).to(_device()).eval()
+    return MultiExitModel(backbone, shared_pooler_exits(backbone, 2, "mean")).to(best_device()).eval()
 
 
 def training_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[Row]:
@@ -149,7 +149,7 @@ def training_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[
 def train_step(model: MultiExitModel, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
     """One optimizer step of PABEE's training, all exits."""
     model.train()
-    batch = batch.to(_device())
+    batch = batch.to(best_device())
     pabee.weighted_loss(model, model(*batch.inputs), batch).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -177,13 +177,13 @@ def replica_speed(shape: str, samples: Samples, size: Size) -> list[Row]:
 def build_consistentee(shape: str) -> MultiExitModel:
     """The model of `build` with ConsistentEE's policies."""
     backbone = Backbone(AutoModel.from_config(SHAPES[shape]()))
-    return MultiExitModel(backbone, consistentee.policy_exits(backbone, 2, "mean")).to(_device()).eval()
+    return MultiExitModel(backbone, consistentee.policy_exits(backbone, 2, "mean")).to(best_device()).eval()
 
 
 def replica_step(model: MultiExitModel, optimizer: torch.optim.Optimizer, batch: Batch, passes: int) -> None:
     """One optimizer step of ConsistentEE's last phase whose replicas are drawn on so many passes of the encoder."""
     model.train()
-    batch = batch.to(_device())
+    batch = batch.to(best_device())
     for _ in range(passes):
         loss = consistentee.policy_loss(
             model,
@@ -276,7 +276,7 @@ def runtime_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[R
 @torch.inference_mode()
 def plain(model: MultiExitModel, batch: Batch) -> Float[Tensor, "batch classes"]:
     """The plain model: all layers, then the last exit's head alone."""
-    inputs = batch.to(_device()).inputs
+    inputs = batch.to(best_device()).inputs
     hidden = Hidden(model.backbone(*inputs), inputs[1].bool(), None)
     answer, _ = model.exits[str(model.layers[-1])](ExitState(hidden, hidden))
     return answer.logits.cpu()
@@ -285,7 +285,7 @@ def plain(model: MultiExitModel, batch: Batch) -> Float[Tensor, "batch classes"]
 @torch.inference_mode()
 def all_exits(model: MultiExitModel, batch: Batch) -> Float[Tensor, "stages batch classes"]:
     """All layers and all exits, without a rule: what the exits cost by themselves."""
-    return model(*batch.to(_device()).inputs).logits.cpu()
+    return model(*batch.to(best_device()).inputs).logits.cpu()
 
 
 def spread() -> Rule:
@@ -328,10 +328,10 @@ def race(tracks: Mapping[str, Track], rounds: int, description: str) -> dict[str
     with tqdm(total=rounds * len(turns), desc=description, leave=False) as bar:
         for number in range(rounds):
             for _, name, call in turns:
-                wait_for(best_device())
+                wait_for(bestbest_device())
                 start = time.perf_counter()
                 call()
-                wait_for(best_device())
+                wait_for(bestbest_device())
                 seconds[name][number] += (time.perf_counter() - start) / len(tracks[name])
                 bar.update()
     return seconds
@@ -356,10 +356,6 @@ def main(arguments: list[str] | None = None) -> None:
 def _row(what: str, ratios: np.ndarray, target: str, note: str, unit: str = "x") -> Row:
     spread_over_rounds = f"{ratios.min():.2f} to {ratios.max():.2f} over {len(ratios)} rounds"
     return Row(what, round(float(np.median(ratios)), 3), unit, f"{note}; {spread_over_rounds}", target)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _movie_samples() -> tuple[Samples, Samples]:

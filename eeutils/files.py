@@ -31,7 +31,8 @@ def explain_full_disk(path: Path | str) -> Iterator[None]:
         yield
     except Exception as error:
         # safetensors and torch report a full disk in words only.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(words in str(error) for words in ("No space left", "quota exceeded")):
             message = f"the disk is full: {path} was not written; free some space and run again, it goes on from there"
             raise OSError(errno.ENOSPC, message) from error
         raise

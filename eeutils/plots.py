@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -56,6 +57,7 @@ def tradeoff(
     curves: Mapping[str, pd.DataFrame],
     *,
     metric: str,
+    points: Mapping[str, pd.DataFrame] | None = None,
     fixed: Mapping[str, pd.DataFrame] | None = None,
     separate: pd.DataFrame | None = None,
     oracle: pd.DataFrame | None = None,
@@ -65,9 +67,13 @@ def tradeoff(
 ) -> Figure:
     """Score against speed-up.
 
+    Lines between few points are those of a coin that sends a share of the samples to each neighbour: straight over
+    cost, so bent over the speed-up.
+
     Args:
         curves: name -> a curve of `tradeoff.sweep`; names in `dashed` are drawn dashed.
         metric: name of the score.
+        points: name -> operating points that nothing connects, such as one model each.
         fixed: name of the checkpoint -> its `tradeoff.fixed_exits`, the first baseline.
         separate: columns layer_speedup, flops_speedup, score of separately fine-tuned k-layer models, the second one.
         oracle: a point of the oracle, drawn as headroom.
@@ -76,33 +82,20 @@ def tradeoff(
     """
     column = f"{speedup}_speedup"
     figure, axes = plt.subplots(figsize=(WIDTH, 4.2))
-    colours = sns.color_palette("colorblind", len(curves))
-    for number, (name, curve) in enumerate(curves.items()):
-        points = curve.sort_values(column)
-        few = len(points) <= 12
-        sns.lineplot(
-            x=points[column],
-            y=points.score,
-            ax=axes,
-            label=name,
-            color=colours[number],
-            marker=_MARKERS[number % len(_MARKERS)] if few else None,
-            linewidth=1.8,
-            linestyle="--" if name in dashed else "-",
-            estimator=None,
-        )
-    for number, (name, points) in enumerate((fixed or {}).items()):
+    colours = sns.color_palette("colorblind", len(points or {}) + len(curves))
+    for number, (name, chosen) in enumerate((points or {}).items()):
+        marker = _MARKERS[number % len(_MARKERS)]
+        axes.scatter(chosen[column], chosen.score, s=60, marker=marker, color=colours[number], label=name, zorder=3)
+    for number, (name, curve) in enumerate(curves.items(), len(points or {})):
+        marker = _MARKERS[number % len(_MARKERS)] if len(curve) <= 12 else ""
+        style = "--" if name in dashed else "-"
+        _coin_line(axes, curve, column, style, marker=marker, color=colours[number], linewidth=1.8, label=name)
+    for number, (name, exits) in enumerate((fixed or {}).items()):
         grey, marker = (("0.35", "."), ("0.6", "+"), ("0.5", "1"))[min(number, 2)]
-        axes.plot(points[column], points.score, "--", color=grey, marker=marker, label=f"fixed exits, {name}")
+        _coin_line(axes, exits, column, "--", marker=marker, color=grey, label=f"fixed exits, {name}")
     if separate is not None:
-        axes.plot(
-            separate[column],
-            separate.score,
-            ":",
-            color="0.35",
-            marker="x",
-            label="k-layer model, fine-tuned separately",
-        )
+        label = "k-layer model, fine-tuned separately"
+        _coin_line(axes, separate, column, ":", marker="x", color="0.35", label=label)
     if oracle is not None:
         axes.scatter(oracle[column], oracle.score, marker="*", s=90, color="0.35", label="oracle (needs the labels)")
     _speedup_axis(axes, f"{'FLOPs' if speedup == 'flops' else 'layer'} speed-up")
@@ -219,7 +212,7 @@ def lines(
     for number, (name, level) in enumerate((levels or {}).items()):
         axes.axhline(level, color="0.35", linestyle=("--", ":", "-.")[number % 3], linewidth=1.2, label=name)
     axes.set_title(title)
-    axes.legend(fontsize="small")
+    axes.legend(title=hue, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -517,6 +510,20 @@ def intervals(
     if hue or levels:
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def _coin_line(
+    axes: Axes, curve: pd.DataFrame, column: str, style: str, *, marker: str, label: str, **look: Any
+) -> None:
+    """A line whose every point can be had: straight over cost between the points of a curve."""
+    ends = curve.sort_values(column, ascending=False)
+    cost = 1 / ends[column].to_numpy()
+    dense = np.unique(np.concatenate([cost, np.linspace(cost[0], cost[-1], 200)]))
+    axes.plot(1 / dense, np.interp(dense, cost, ends.score.to_numpy()), style, **look)
+    if marker:
+        axes.plot(ends[column], ends.score, marker, linestyle="", color=look["color"])
+    # One entry in the legend for line and markers.
+    axes.plot([], [], style, marker=marker or None, label=label, **look)
 
 
 def _speedup_axis(axes: Axes, label: str) -> None:

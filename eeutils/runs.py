@@ -1,8 +1,8 @@
 """One directory per run: load it if it is there, else train it.
 
-A run is found again by everything that decides its result: method, options, setting, data, the code that trains it (its
-docstrings and comments aside), and the run it started from. So a changed method trains again, a changed plot does not,
-and notebooks that need the same model share it.
+A run is found again by everything that decides its result: method, options, setting, data, pre-trained weights, metric,
+precision, the code that trains it (its docstrings and comments aside), and the run it started from. So a changed method
+trains again, a changed plot does not, and notebooks that need the same model share it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ from eeutils.tradeoff import Metric
 log = logging.getLogger(__name__)
 
 _CODE = (readers, tasks, metrics, backbone, batching, checkpoints, cost, evidence, exits, tradeoff, training)
-# What these say is in a run's configuration already, or is asked only after training.
+# What these say is in a run's configuration already, or is asked only after training. One exception: ConsistentEE's
+# monitor asks `rules.policy`; who changes that deletes its runs.
 _DECIDE_NOTHING = {
     f"eeutils.{name}" for name in ("errors", "files", "method", "rules", "runs", "settings", "sources", "specs")
 }
@@ -116,7 +117,15 @@ class Run:
         return model.to(training.best_device()).eval()
 
     def evidence_on(self, task: str, split: str = "test") -> Evidence:
-        """Evidence on a split of ANOTHER task with the same classes: does what was learned here hold there?"""
+        """Evidence on a split of ANOTHER task with the same classes: does what was learned here hold there?
+
+        Raises:
+            InputError: a task with other classes.
+        """
+        if spec_of(task).class_names != spec_of(self.setting.task).class_names:
+            raise InputError(
+                f"this run answers {self.setting.task!r} and {task!r} has other classes; choose a task with the same"
+            )
         name = f"evidence-{Path(task).name}-{task_of(task, None, None).fingerprint[:10]}-{split}.safetensors"
         if not (self.directory / name).exists():
             tokenizers = [load_tokenizer(name) for name in self.method.reads(self.setting, **self.options)]

@@ -56,6 +56,11 @@ def spec_of(name: str) -> TaskSpec:
     for metric in card["metrics"]:
         if metric not in fitting:
             raise unknown(f"metric of a {kind} in {name}/{_CARD}", metric, fitting)
+    if "f1" in card["metrics"] and len(card["classes"]) > 2:
+        raise InputError(
+            f"{name}/{_CARD} asks for f1, that of the second of two classes, and has {len(card['classes'])} classes; "
+            "choose accuracy or matthews"
+        )
     if len(card["classes"]) == 1 or not 1 <= len(card["texts"]) <= 2 or not card["metrics"]:
         raise InputError(f"{name}/{_CARD} needs one or two texts, no class or at least two, and at least one metric")
     columns = ("text_a", "text_b")[: len(card["texts"])]
@@ -86,6 +91,8 @@ def read_card(folder: str) -> dict[str, Any]:
         if not isinstance(card.get(field), kind):
             found = repr(card[field]) if field in card else "nothing"
             raise InputError(f"{path} needs {field} as a {'list' if kind is list else 'text'}; found {found}")
+        if kind is list and not all(isinstance(value, str) for value in card[field]):
+            raise InputError(f"{path} needs {field} as a list of texts, each in quotes; found {card[field]!r}")
     return card
 
 

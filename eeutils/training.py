@@ -105,7 +105,8 @@ def fit(
         samples_per_second, best.
 
     Raises:
-        InputError: no samples, no labels, or a loss that is not finite.
+        InputError: no samples, no labels, a batch size that the processes cannot share, a phase that trains nothing, or
+            a loss that is not finite.
     """
     if len(train) == 0 or train.labels is None or dev.labels is None:
         raise InputError("training needs at least one sample, and labels for train and dev")

@@ -72,7 +72,7 @@ rule study_times:
         lambda wildcards: trained([batch.from_folder(wildcards.task)], BATCH.seeds[:1]),
     output:
         f"{STUDY}/{{task}}.csv",
-    threads: CORES  # nothing may run beside a clock
+    threads: CORES or THREADS  # nothing may run beside a clock
     params:
         python=sys.executable,
         batch=BATCH,
@@ -103,6 +103,7 @@ rule study_search:
     message: "study: {wildcards.method} at {wildcards.rate} times the learning rate, task {wildcards.task}, {threads} thread(s)"
     input:
         lambda wildcards: [file.replace(".trained", f".rate-{wildcards.rate}.trained") for file in started_from(wildcards)],
+        sources=SOURCES,
     output:
         touch(f"{BATCH.folder}/study/{{method}}.rate-{{rate}}.trained"),
     threads: THREADS

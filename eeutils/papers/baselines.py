@@ -47,5 +47,5 @@ def load_baselines(setting: Setting, profile: str) -> Baselines:
     `profile` says how many k-layer models there are: see `finetuned.baseline_depths`.
     """
     runs = [load_or_train(method, setting) for method in (deebert.METHOD, pabee.METHOD)]
-    depths = finetuned.baseline_depths(profile, runs[0].test.reference_layers)
+    depths = [k for k in finetuned.baseline_depths(profile, runs[0].test.reference_layers) if k > 0]
     return Baselines(*runs, finetuned.baselines(setting, depths))

@@ -48,7 +48,8 @@ SMALLER = {"minilm-l6": ("minilm-l3",), "bert-base-uncased": _BERT_2, "google-be
 """Backbone -> the smaller complete models before it, where the option `models` does not name them."""
 
 PAIRS = ("all", "sampled")
-"""The paper's difficulty term takes all pairs of a batch, its code one random hard sample for each easy one."""
+"""The paper's difficulty term, as commonly recalled, takes all pairs of a batch; its code takes one random hard sample
+for each easy one."""
 
 Encoded = tuple[Tensor, Tensor, Tensor | None]
 """Token ids, attention mask and token types of the samples that are left, in one vocabulary."""
@@ -262,7 +263,8 @@ METHOD = Method(
     build=build,
     phases=phases,
     rules={"confidence": confidence()},
-    # Margin and weight are those of the authors' README; five folds and five seeds as their label file's name has it.
+    # Margin and weight are those of the authors' README, five seeds as their label file's name has it; the number of
+    # folds is not known to us.
     options={"models": None, "weight": 0.5, "margin": 0.5, "pairs": "all", "folds": 5, "repeats": 5},
     annotate=annotate,
     reads=reads,

@@ -102,10 +102,13 @@ def build(setting: Setting, classes: int, dimension: int, **training: object) ->
 def regulariser(
     distances: Float[Tensor, "stages batch classes"], labels: Int[Tensor, " batch"], kind: str
 ) -> Float[Tensor, "stages batch"]:
-    """The distance-aware regulariser of each sample at each exit, from squared distances, in one of four forms.
+    """The distance-aware regulariser of each sample at each exit, in one of four forms; the distances enter squared.
 
     "pull" is the cross entropy of softmax(-d^2) plus d(y)^2; "prototypical" the cross entropy alone; "hinge" wants
     d(y)^2 smaller than the nearest other by 1; "ratio" is d(y)^2 over the nearest other.
+
+    Raises:
+        InputError: an unknown kind.
     """
     squared = distances.float().square()
     labelled = nn.functional.one_hot(labels, squared.shape[-1]).bool()
@@ -123,7 +126,11 @@ def regulariser(
 
 
 def mean_over_exits(losses: Float[Tensor, "stages batch"], layer_weights: str) -> Float[Tensor, ""]:
-    """sum_l w_l L_l / sum_l w_l."""
+    """sum_l w_l L_l / sum_l w_l, L_l the mean over the batch.
+
+    Raises:
+        InputError: unknown layer weights.
+    """
     means = {"depth": depth_weighted, "uniform": torch.mean}
     if layer_weights not in means:
         raise unknown("layer_weights", layer_weights, means)

@@ -18,9 +18,10 @@ the majority is the answer. Patience asks for t agreements in a row, votes need 
 
 The loss as published has no lower bound, however small lambda is. Take two classes, let classifier 1 say the right one
 with a margin of a logits and classifier 2 with a doubt of e: then CE(p_2, p_1) = e a + ln(1 + exp(-a)), and the
-derivative of L in e is 1 / (1 - e) - lambda a. Once a exceeds 1 / lambda, classifier 2 gains by being wrong, and the
-more, the surer classifier 1 is. So each CE(p_i, p_j) is clipped from above at `bound` times ln C, its value where p_j
-is uniform: pairs beyond that get no further push. `bound=None` is the loss as published.
+derivative of L in e is 1 / (1 - e) - lambda a. Once a exceeds 1 / lambda, classifier 2 gains by doubting, beyond
+2 / lambda by being wrong, and the more, the surer classifier 1 is. So each CE(p_i, p_j) is clipped from above at
+`bound` times ln C, its value where p_j is uniform: pairs beyond that get no further push. `bound=None` is the loss as
+published.
 """
 
 import math

@@ -7,6 +7,7 @@ from pathlib import Path
 from eeutils.errors import InputError
 from eeutils.files import atomic_write, repository_root
 from eeutils.settings import Setting
+from eeutils.sources import SourceError
 from eeutils.study.entries import at_rate, train
 from eeutils.study.page import write_readme
 from eeutils.study.tables import measure, tables, write
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
             else:
                 with atomic_write(given.file) as partial:
                     measure(given.profile, setting).to_csv(partial, index=False)
-    except (InputError, OSError) as error:
+    except (InputError, SourceError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -49,7 +49,7 @@ def _one(method: Method) -> Callable[[str, int], Wanted]:
 
 
 def _shallow_models(profile: str, depth: int) -> Wanted:
-    depths = finetuned.baseline_depths(profile, depth)
+    depths = [k for k in finetuned.baseline_depths(profile, depth) if k > 0]
     return [*((finetuned.METHOD, {"layers": layers}) for layers in depths), (finetuned.METHOD, {})]
 
 
@@ -62,7 +62,7 @@ def _schedules(profile: str, depth: int) -> Wanted:
 
 
 def _cascade(profile: str, depth: int) -> Wanted:
-    # The papers' five folds over five seeds are 25 trainings before the first one that counts.
+    # Five folds over five seeds are 25 trainings before the first one that counts.
     fewer = {"smoke": {"folds": 2, "repeats": 1}, "quick": {"folds": 2, "repeats": 2}}
     return [(cascadebert.METHOD, fewer.get(profile, {}))]
 

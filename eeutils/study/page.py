@@ -16,6 +16,7 @@ from eeutils import claims
 from eeutils.errors import InputError
 from eeutils.files import atomic_write, repository_root
 from eeutils.specs import TASKS
+from eeutils.statistics import Interval
 
 SPEEDUPS = (1.0, 1.5, 2.0, 3.0, 4.0)
 _GAPS = tuple(f"over_{other}{end}" for other in ("fixed", "best") for end in ("", "_low", "_high"))
@@ -32,6 +33,7 @@ COLUMNS = {
     ),
     "calibration": ("task", "seed", "method", "layer", "ece", "overconfidence", "accuracy"),
     "agreement": ("task", "method", "layer", "agreement", "seeds"),
+    "claims": ("task", "claim", "ours", "theirs", "axis", "speedup", "difference", "low", "high", "seeds"),
     "search": ("task", "seed", "method", "learning_rate", "dev_area", "dev_samples", "in_use"),
     "runs": (
         *("task", "seed", "run", "options", "key", "data", "train_size", "epochs", "seconds", "torch"),
@@ -44,6 +46,9 @@ MADE_WITH = ("profile", "backbone", "commit")
 
 MARKS = ("<!-- study: begin -->", "<!-- study: end -->")
 """In README, the headline table stands between them."""
+
+README_BASELINES = ("PABEE's exits, entropy", "fixed exits")
+"""What stands beside the methods in README's table."""
 
 NOT_RUN = "not run"
 
@@ -101,7 +106,8 @@ def score_table(scores: pd.DataFrame, task: str, axis: str = "layers") -> pd.Dat
 def kept_table(scores: pd.DataFrame, task: str, axis: str = "layers") -> pd.DataFrame:
     """Methods by speed-up: the share of the plain model's score that is kept."""
     rows = scores[(scores.task == task) & (scores.axis == axis)]
-    return _by_speedup(rows.assign(cell=[f"{kept:.1%}" for kept in rows.kept]), "cell").fillna("")
+    cells = [f"{kept:.1%}" if math.isfinite(kept) else "" for kept in rows.kept]
+    return _by_speedup(rows.assign(cell=cells), "cell").fillna("")
 
 
 def _by_speedup(rows: pd.DataFrame, values: str) -> pd.DataFrame:
@@ -141,6 +147,19 @@ def _against_fixed(best: pd.Series) -> str:
     if best.over_fixed_low > 0:
         return f"It beats leaving at a fixed exit of PABEE's checkpoint by {gap}."
     return f"That it beats leaving at a fixed exit of PABEE's checkpoint is not shown ({gap})."
+
+
+def search_table(search: pd.DataFrame) -> pd.DataFrame:
+    """Methods by learning rate: the area under the curve on dev, and the mean over the methods that have one at every
+    rate; the rate in use is marked. Empty where no search has been run."""
+    if len(search) == 0:
+        return pd.DataFrame()
+    table = search.pivot_table(index="method", columns="learning_rate", values="dev_area", sort=False)
+    table.loc["mean over methods"] = table.dropna().mean()
+    used = set(search[search.in_use].learning_rate)
+    named = {rate: f"{rate:g} (in use)" if rate in used else f"{rate:g}" for rate in table.columns}
+    shown = table.sort_index(axis="columns").rename(columns=named).rename_axis(columns=None)
+    return shown.map(lambda area: f"{area:.3f}" if math.isfinite(area) else "")
 
 
 def mean_curves(curves: pd.DataFrame, task: str, axis: str = "layers", points: int = 25) -> dict[str, pd.DataFrame]:
@@ -206,33 +225,72 @@ def ledger_table(folder: Path | None = None) -> pd.DataFrame:
     return table
 
 
+def across_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Claims over tasks: one line a comparison and speed-up, one column a task, each cell a difference and
+    its interval; the verdict over all tasks stands on the first line of each claim."""
+    cells = [f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in rows.itertuples()]
+    kind = {"layers": "layers", "flops": "FLOPs"}
+    said = [
+        f"{row.ours} minus {row.theirs}"
+        + ("" if row.axis == "exits" else f"; at {row.speedup:.3g}x ({kind[row.axis]})")
+        for row in rows.itertuples()
+    ]
+    order, tasks = [name for name in claims.ledger() if name in set(rows.claim)], list(dict.fromkeys(rows.task))
+    lines = rows.assign(cell=cells, comparison=said, place=rows.claim.map(order.index)).sort_values(
+        "place", kind="stable"
+    )
+    table = lines.pivot_table(index=["claim", "comparison"], columns="task", values="cell", aggfunc="first", sort=False)
+    table = table[tasks].fillna("").rename(columns=title_of).reset_index().rename_axis(columns=None)
+    verdicts = {claim: across_verdict(rows, claim) for claim in order}
+    table["verdict"] = table.claim.map(verdicts).where(~table.claim.duplicated(), "")
+    return table.set_index("claim")
+
+
+def across_verdict(rows: pd.DataFrame, claim: str) -> str:
+    """A claim's verdict by the intervals of all tasks and speed-ups together: all of them must clear its bar."""
+    own = rows[rows.claim == claim]
+    return claims.judge(claim, [Interval(row.difference, row.low, row.high) for row in own.itertuples()]).outcome
+
+
 def _as_text(path: Path) -> list[dict[str, str]]:
     return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
 
 
-def readme_table(scores: pd.DataFrame, task: str = "movie") -> str:
-    """The table of README: scores at a layer speed-up, the best of each column in bold, in Markdown.
+def readme_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
+    """The table of README in Markdown: methods by task at one layer speed-up, beside two baselines and the plain model.
+
+    The best of each task is bold; an arrow says that the paired interval of the distance to the fixed exits leaves out
+    zero, upwards or downwards.
 
     Raises:
-        InputError: nothing of this task in the table.
+        InputError: nothing of this speed-up in the table.
     """
-    rows = scores[(scores.task == task) & (scores.axis == "layers") & ~scores.method.isin(["plain model"])]
-    rows = rows[rows.speedup > 1]
+    layers = scores[scores.axis == "layers"]
+    rows = layers[(layers.speedup == speedup) & ((layers.kind == "method") | layers.method.isin(README_BASELINES))]
     if len(rows) == 0:
-        raise InputError(f"study-scores.csv holds nothing of task {task!r}; run `make study` first")
-    best = rows.groupby("speedup").score.transform("max")
-    cells = [
-        f"**{score:.3f}**" if score == top else f"{score:.3f}" for score, top in zip(rows.score, best, strict=True)
-    ]
-    table = _by_speedup(rows.assign(cell=cells), "cell").fillna("")
-    lines = [markdown_table(table)]
-    plain = scores[(scores.task == task) & (scores.method == "plain model") & (scores.axis == "layers")]
-    facts = [f"{title_of(task)}: {metric_name(task)} at a layer speed-up, mean over {rows.seeds.max()} seed(s)"]
-    facts += [f"the plain model has {plain.score.iloc[0]:.3f}"] if len(plain) else []
-    widest = float((rows.high - rows.low).max() / 2)
-    facts += [f"95% intervals are up to ±{widest:.3f} wide, so read [notebook 08](notebooks/08_scoreboard.ipynb)"]
-    facts += [f"profile {rows.profile.iloc[0]}, {rows.backbone.iloc[0]}"]
-    return "\n".join([*lines, "", "; ".join(facts) + "."])
+        raise InputError(f"study-scores.csv holds nothing at {speedup:g}x; run `make study` first")
+    best = rows.groupby("task").score.transform("max")
+    cells = []
+    for row, top in zip(rows.itertuples(), best, strict=True):
+        score = f"**{row.score:.3f}**" if row.score == top else f"{row.score:.3f}"
+        cells.append(score + (" ↑" if row.over_fixed_low > 0 else " ↓" if row.over_fixed_high < 0 else ""))
+    plain = layers[(layers.method == "plain model") & (layers.speedup == 1)].assign(method="plain model, 1x")
+    shown = pd.concat([rows.assign(cell=cells), plain.assign(cell=plain.score.map("{:.3f}".format))])
+    order, tasks = ([*dict.fromkeys(shown[name])] for name in ("method", "task"))
+    table = (
+        shown.pivot_table(index="method", columns="task", values="cell", aggfunc="first")
+        .reindex(order)[tasks]
+        .fillna("")
+    )
+    table.columns = [f"{title_of(task)} ({metric_name(task)})" for task in tasks]
+    seeds = sorted(rows.groupby("task").seeds.max().unique())
+    facts = (
+        f"Scores at {speedup:g}x by layers, mean over {' or '.join(map(str, seeds))} seeds, profile "
+        f"{rows.profile.iloc[0]}, {rows.backbone.iloc[0]}. Bold: the highest of a task. ↑ ↓: above or below the fixed "
+        "exits, which cost nothing, by more than a 95% interval. Empty: not reached, or not run. Intervals, other "
+        "speed-ups and the cost of each method: [notebook 08](notebooks/08_scoreboard.ipynb)."
+    )
+    return f"{markdown_table(table)}\n\n{facts}"
 
 
 def markdown_table(table: pd.DataFrame) -> str:

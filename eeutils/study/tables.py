@@ -25,6 +25,7 @@ from eeutils.runs import Run, commit, environment, metric_of, run_key
 from eeutils.runtime import Runtime
 from eeutils.settings import Setting
 from eeutils.statistics import bootstrap, equal_cost_difference
+from eeutils.study.across import comparisons
 from eeutils.study.entries import (
     FIXED,
     HEADROOM,
@@ -141,7 +142,12 @@ def _compared(found: Found, readings: dict[str, dict[int, Reading]]) -> Rows:
 
         interval = bootstrap(score, len(labels), len(one_each), resamples=RESAMPLES)
         row = {"method": label, "kind": found[label][0].entry.kind, "seeds": len(one_each)}
-        row |= {"score": interval.estimate, "low": interval.low, "high": interval.high, "kept": means[label] / full}
+        row |= {
+            "score": interval.estimate,
+            "low": interval.low,
+            "high": interval.high,
+            "kept": means[label] / full if full > 0 else math.nan,
+        }
         for name, other in (("fixed", FIXED), ("best", best)):
             shared = sorted(read.keys() & readings.get(other, {}).keys())
             if other != label and shared:
@@ -184,7 +190,8 @@ def agreement(found: Found) -> Rows:
 
 
 def costs(found: Found) -> Rows:
-    """Parameters of the model in use (the largest, where there is a choice), and the trainings that it takes."""
+    """Parameters of the model in use (the largest, where there is a choice), and the trainings that it takes; those of
+    CascadeBERT's cross-fitted judges are not counted."""
     plain = {result.setting.seed: _seconds(result.runs) for result in found.get(PLAIN, [])}
     for label, results in found.items():
         if results[0].entry.kind == HEADROOM:
@@ -258,13 +265,15 @@ READERS: dict[str, Callable[[Found], Rows]] = {
     "calibration": calibration,
     "agreement": agreement,
     "costs": costs,
+    "claims": comparisons,
     "runs": provenance,
 }
 """Table -> what reads it from the results of one task; the table of times is measured apart."""
 
 
 def measure(profile: str, setting: Setting) -> pd.DataFrame:
-    """Wall-clock of every entry against the plain model, on the threshold (or model) that dev says gives 2x by layers.
+    """Wall-clock of every entry but random exits and the oracle against the plain model, on the threshold (or model)
+    that dev says gives 2x by layers.
 
     Columns as in `COLUMNS["times"]`: layer and FLOPs speed-up are those of the very sentences that were
     timed. Both are timed in turns, so that whatever else the machine does hits both; nothing else should run.

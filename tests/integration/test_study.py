@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from eeutils import runs, settings, tradeoff
+from eeutils import claims, runs, settings, tradeoff
 from eeutils.errors import InputError
-from eeutils.papers import cascadebert, deebert, finetuned, pabee
-from eeutils.rules import entropy, patience
+from eeutils.method import Method
+from eeutils.papers import badge, cascadebert, consistentee, deebert, finetuned, pabee
+from eeutils.rules import Rule, entropy, fixed, patience, policy
 from eeutils.settings import Setting
-from eeutils.study import entries, page, tables
+from eeutils.study import across, entries, page, tables
 from eeutils.study.__main__ import main
 from tests.tiny import tiny_task
 
@@ -35,6 +36,7 @@ def study(encoder_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         patch.setitem(settings.PROFILES, "smoke", TINY)
         patch.setitem(cascadebert.SMALLER, encoder_folder, (encoder_folder,))
         patch.setattr(tables, "RESAMPLES", 20)
+        patch.setattr(across, "RESAMPLES", 20)
         for cache in (runs.task_of, runs.samples_of):
             cache.cache_clear()
         for seed in SEEDS:
@@ -130,6 +132,30 @@ def test_the_oracle_is_one_point_where_the_first_right_exit_answers(study: Simpl
         test = runs.load_or_train(pabee.METHOD, setting_of(study, seed)).test
         right = (test.predictions == test.labels).any(dim=0).double().mean().item()
         assert points.loc[seed].score == pytest.approx(right)
+
+
+def test_claims_are_compared_at_equal_speed_over_the_seeds_that_both_sides_have(study: SimpleNamespace) -> None:
+    found = study.frames["claims"].set_index(["claim", "ours", "theirs", "speedup"])
+    assert set(found.index.get_level_values("claim")) <= set(claims.ledger())
+
+    def mean_score(method: Method, rule: Rule, speedup: float) -> float:
+        made = [runs.load_or_train(method, setting_of(study, seed)) for seed in SEEDS]
+        return sum(tradeoff.score_at(tradeoff.sweep(run.test, rule, run.metric), speedup) for run in made) / len(SEEDS)
+
+    divergence = next(iter(badge.METHOD.rules.values()))
+    row = found.loc[("B4", "BADGE", "BADGE by entropy", 1.5)]
+    wanted = mean_score(badge.METHOD, divergence, 1.5) - mean_score(badge.METHOD, entropy(), 1.5)
+    assert row.difference == pytest.approx(wanted)
+    assert row.low <= row.difference <= row.high
+    assert row.seeds == 2
+    # One side early, the other after all layers.
+    wanted = mean_score(consistentee.METHOD, policy(), 1.8) - mean_score(finetuned.METHOD, fixed(), 1.0)
+    assert found.loc[("K1", "ConsistentEE", "plain model at 1x", 1.8)].difference == pytest.approx(wanted)
+    assert found.xs("E1", level="claim").seeds.unique().tolist() == [1], "DE3-BERT has one seed"
+    table = page.across_table(study.frames["claims"])
+    assert table.columns.tolist() == ["comparison", "Movie reviews, polarity", "verdict"]
+    assert table.loc["K1"].comparison == "ConsistentEE minus plain model at 1x; at 1.8x (layers)"
+    assert set(table.verdict) <= {"", claims.REPRODUCED, claims.PARTLY, claims.NOT_REPRODUCED, claims.NOT_TESTABLE}
 
 
 def test_schedules_and_shallow_models_make_curves_of_several_runs(study: SimpleNamespace) -> None:

@@ -58,6 +58,21 @@ def test_the_interval_decides(ledger: Callable, intervals: Interval | list[Inter
     assert claims.judge("X1", intervals).outcome == outcome
 
 
+@pytest.mark.parametrize(
+    ("interval", "outcome"),
+    [
+        (Interval(0.0, -9.0, 0.01), "reproduced"),
+        (Interval(0.1, 0.05, 0.2), "not reproduced"),
+        (Interval(0.02, 0.0, 0.05), "partly"),
+        (Interval(0.0, float("nan"), float("nan")), "not testable here"),
+    ],
+)
+def test_a_ceiling_bounds_from_above(ledger: Callable, interval: Interval, outcome: str) -> None:
+    ledger(ENTRY.replace("bar = 0.0", "bar = -inf\nceiling = 0.02"))
+    assert claims.judge("X1", interval).outcome == outcome
+    assert claims.table([claims.judge("X1", interval)]).bar.tolist() == ["<= 0.02"]
+
+
 def test_a_verdict_shows_its_numbers_in_the_table(ledger: Callable) -> None:
     verdicts = [claims.judge("X1", [ABOVE, BELOW], note="two tasks"), claims.not_testable("X1", "no such data")]
     table = claims.table(verdicts)

@@ -165,14 +165,27 @@ def test_the_ledger_joins_verdicts_and_reasons_and_keeps_who_was_not_judged(
     assert table.of.unique().tolist() == ["deebert"]
 
 
-def test_the_table_of_readme_marks_the_best_and_leaves_gaps() -> None:
-    scores = score_rows(A={1.5: (0.80, 0), 3.0: (0.70, -0.1)}, plain_model={1.0: (0.81, 0)}, B={3.0: (0.75, 0)})
-    lines = page.readme_table(scores).splitlines()
-    assert lines[:4] == ["|  | 1.5x | 3x |", "|---|---|---|", "| A | **0.800** | 0.700 |", "| B |  | **0.750** |"]
-    assert "the plain model has 0.810" in lines[-1]
-    assert "accuracy at a layer speed-up, mean over 3 seed(s)" in lines[-1]
+def test_the_table_of_readme_marks_the_best_and_who_is_above_or_below_the_fixed_exits() -> None:
+    movie = score_rows(A={2.0: (0.80, 0), 3.0: (0.9, 0)}, B={2.0: (0.75, -0.1)}, plain_model={1.0: (0.81, 0)})
+    movie.loc[movie.method == "plain model", "kind"] = "baseline"
+    mrpc = score_rows(B={2.0: (0.70, 0)}, fixed_exits={2.0: (0.60, 0)}, random_exits={2.0: (0.5, 0)}).assign(
+        task="mrpc"
+    )
+    mrpc.loc[mrpc.method != "B", "kind"] = "baseline"
+    mrpc.loc[mrpc.method == "fixed exits", "over_fixed_low"] = math.nan
+    movie.loc[movie.method == "B", "over_fixed_high"] = -0.01
+    lines = page.readme_table(pd.concat([movie, mrpc])).splitlines()
+    assert lines[:6] == [
+        "|  | Movie reviews, polarity (accuracy) | MRPC (accuracy) |",
+        "|---|---|---|",
+        "| A | **0.800** ↑ |  |",
+        "| B | 0.750 ↓ | **0.700** ↑ |",
+        "| fixed exits |  | 0.600 |",
+        "| plain model, 1x | 0.810 |  |",
+    ]
+    assert "Scores at 2x by layers, mean over 3 seeds" in lines[-1]
     with pytest.raises(InputError, match="make study"):
-        page.readme_table(scores, "mrpc")
+        page.readme_table(movie, 7.0)
 
 
 def test_readme_changes_between_its_marks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +205,17 @@ def test_readme_changes_between_its_marks_alone(tmp_path: Path, monkeypatch: pyt
 def test_readme_of_the_repository_holds_the_committed_scores() -> None:
     begin, end = page.MARKS
     text = (repository_root() / "README.md").read_text(encoding="utf-8")
-    assert text.count(begin) == text.count(end)
     committed = page.read_table("scores", repository_root() / "data" / "results")
+    assert text.count(begin) == text.count(end) == (1 if len(committed) else 0)
     for shown in re.findall(f"{re.escape(begin)}(.*?){re.escape(end)}", text, flags=re.DOTALL):
         assert shown == f"\n{page.readme_table(committed)}\n", "run: python -m eeutils.study readme"
+
+
+def test_the_table_of_the_search_marks_the_rate_in_use_and_adds_the_mean() -> None:
+    rows = [("A", 2e-4, 0.7, False), ("A", 1e-4, 0.8, True), ("B", 1e-4, 0.6, True), ("B", 2e-4, 0.9, False)]
+    search = pd.DataFrame(rows, columns=["method", "learning_rate", "dev_area", "in_use"])
+    table = page.search_table(search)
+    assert table.columns.tolist() == ["0.0001 (in use)", "0.0002"]
+    assert table.loc["A"].tolist() == ["0.800", "0.700"]
+    assert table.loc["mean over methods"].tolist() == ["0.700", "0.800"]
+    assert len(page.search_table(search[:0])) == 0
