@@ -333,11 +333,18 @@ def _code_fingerprint(method: Method) -> str:
 
 
 def _imports_of(module: ModuleType) -> list[ModuleType]:
-    lines = [node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.ImportFrom)]
+    return [sys.modules[name] for name in _imported_names(inspect.getsource(module)) if name in sys.modules]
+
+
+# The syntax of a module is read once for each text that it has had: a study asks for hundreds of runs.
+@lru_cache
+def _imported_names(source: str) -> list[str]:
+    lines = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module]
     names = [name for line in lines for alias in line.names for name in (line.module, f"{line.module}.{alias.name}")]
-    return [sys.modules[name] for name in names if name and name.startswith("eeutils.") and name in sys.modules]
+    return [name for name in names if name.startswith("eeutils.")]
 
 
+@lru_cache
 def _without_prose(source: str) -> str:
     """A module's syntax tree without docstrings, those of constants included (comments are never in it)."""
     tree = ast.parse(source)

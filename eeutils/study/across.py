@@ -16,9 +16,8 @@ import numpy as np
 from eeutils import tradeoff
 from eeutils.papers import badge, cascadebert, consistentee, de3bert, deebert, ensemble, hashee, pabee
 from eeutils.rules import Rule, distance_ratio, entropy, fixed, patience
-from eeutils.runs import metric_of
 from eeutils.statistics import bootstrap, equal_cost_difference
-from eeutils.study.entries import PLAIN, Result
+from eeutils.study.entries import PLAIN, Result, metric_for_resamples
 from eeutils.tradeoff import Metric
 
 RESAMPLES = 500
@@ -134,7 +133,7 @@ def _by_seed(found: dict[str, list[Result]], side: Side) -> dict[int, Result]:
 
 
 def _truth(result: Result) -> tuple[Metric, np.ndarray]:
-    return metric_of(result.setting.task), result.test.labels.numpy()
+    return metric_for_resamples(result.setting.task), result.test.labels.numpy()
 
 
 def _read(side: Side, result: Result, speedup: float, axis: str) -> tradeoff.Reading | None:

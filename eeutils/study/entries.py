@@ -7,15 +7,18 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from eeutils.backbone import load_backbone
 from eeutils.errors import unknown
 from eeutils.evidence import Evidence
 from eeutils.method import Method
 from eeutils.papers import badge, cascadebert, consistentee, de3bert, deebert, ensemble, finetuned, hashee, pabee
 from eeutils.rules import Rule, entropy, fixed, oracle, random
-from eeutils.runs import Run, load_or_train, run_key, runs_dir
+from eeutils.runs import Run, load_or_train, metric_of, run_key, runs_dir
 from eeutils.settings import Setting
 from eeutils.specs import spec_of
+from eeutils.tradeoff import Metric
 
 Wanted = list[tuple[Method, dict[str, Any]]]
 """The runs that an entry needs: methods with the options that differ from their defaults."""
@@ -170,6 +173,21 @@ def result_of(entry: Entry, profile: str, setting: Setting) -> Result | None:
     """An entry's runs, or None where one of them has not been trained."""
     found = [trained(method, setting, options) for method, options in entry.wanted(profile, _depth(setting.backbone))]
     return Result(entry, setting, tuple(run for run in found if run)) if all(found) else None
+
+
+def metric_for_resamples(task: str) -> Metric:
+    """The headline metric, for callers that ask for it a million times.
+
+    Of two classes Matthews' correlation is Pearson's, which takes a hundredth of the time of scikit-learn's.
+    """
+    spec = spec_of(task)
+    return _phi if spec.metrics[0] == "matthews" and len(spec.class_names) == 2 else metric_of(task)
+
+
+def _phi(predictions: np.ndarray, labels: np.ndarray) -> float:
+    if (predictions == predictions[0]).all() or (labels == labels[0]).all():
+        return 0.0  # undefined; as in `metrics`
+    return float(np.corrcoef(predictions, labels)[0, 1])
 
 
 def with_parents(runs: Iterable[Run]) -> list[Run]:

@@ -23,7 +23,7 @@ _GAPS = tuple(f"over_{other}{end}" for other in ("fixed", "best") for end in (""
 _SPEEDS = ("layer_speedup", "flops_speedup")
 
 COLUMNS = {
-    "scores": ("task", "method", "kind", "axis", "speedup", "score", "low", "high", "kept", "seeds", *_GAPS),
+    "scores": ("task", "method", "kind", "axis", "speedup", "score", "low", "high", "kept", "blind", "seeds", *_GAPS),
     "curves": ("task", "seed", "method", "kind", "score", *_SPEEDS),
     "areas": ("task", "seed", "method", "kind", "axis", "area"),
     "costs": ("task", "method", "parameters", "trainings", "training_seconds", "times_plain", "seeds"),
@@ -96,6 +96,26 @@ def not_run(scores: pd.DataFrame, tasks: Sequence[str], methods: Sequence[str]) 
     return sentences
 
 
+def learned(scores: pd.DataFrame) -> list[str]:
+    """The tasks on which the plain model is shown to know more than a blind answer, the same for everybody. On the
+    others nothing was learned, so no exit and no rule can be compared."""
+    plain = scores[(scores.method == "plain model") & (scores.speedup == 1) & (scores.axis == "layers")]
+    return plain[plain.low > plain.blind].task.tolist()
+
+
+def not_learned(scores: pd.DataFrame) -> list[str]:
+    """A sentence for each task on which the plain model is not shown to know more than a blind answer."""
+    known = learned(scores)
+    plain = scores[(scores.method == "plain model") & (scores.speedup == 1) & (scores.axis == "layers")]
+    return [
+        f"{title_of(row.task)} was not learned at this size: the plain model has {metric_name(row.task)} "
+        f"{row.score:.3f} [{row.low:.3f}, {row.high:.3f}] and the same answer for everybody {row.blind:.3f}. Its "
+        "numbers are kept, and "
+        "left out of every comparison."
+        for row in plain[~plain.task.isin(known)].itertuples()
+    ]
+
+
 def score_table(scores: pd.DataFrame, task: str, axis: str = "layers") -> pd.DataFrame:
     """Methods by speed-up, each cell a score with its interval; what a curve does not reach is empty."""
     rows = scores[(scores.task == task) & (scores.axis == axis)]
@@ -114,6 +134,35 @@ def _by_speedup(rows: pd.DataFrame, values: str) -> pd.DataFrame:
     order = list(dict.fromkeys(rows.method))
     table = rows.pivot_table(index="method", columns="speedup", values=values, aggfunc="first").reindex(order)
     return table.rename(columns="{:g}x".format).rename_axis(columns=None)
+
+
+def in_short(scores: pd.DataFrame, axis: str = "layers") -> list[str]:
+    """One item per speed-up, over all tasks: who is highest where, who is never told apart from the highest, and how
+    often each method beats the fixed exits."""
+    rows, sentences = scores[scores.axis == axis].reset_index(drop=True), []
+    kind = "FLOPs" if axis == "flops" else "layer"
+    for speedup in SPEEDUPS[1:]:
+        here = rows[rows.speedup == speedup]
+        if len(here) == 0:
+            continue
+        tasks = list(dict.fromkeys(here.task))
+        highest = here.loc[here.groupby("task").score.idxmax()].set_index("task").method
+        led = {
+            method: [title_of(task) for task in tasks if highest[task] == method] for method in dict.fromkeys(highest)
+        }
+        told_apart = here[here.over_best_high < 0].groupby("method").task.nunique()
+        close = [
+            method
+            for method, on in here.groupby("method", sort=False)
+            if method not in told_apart and on.task.nunique() == len(tasks)
+        ]
+        above = here[here.over_fixed_low > 0].groupby("method", sort=False).task.nunique().sort_values(ascending=False)
+        said = "; ".join(f"**{method}** on {', '.join(on)}" for method, on in led.items())
+        sentence = f"**{speedup:g}x** ({kind} speed-up): highest are {said}."
+        sentence += f" Never told apart from the highest: {', '.join(close) or 'nobody'}."
+        shown = ", ".join(f"{method} {count}" for method, count in above.items()) or "nobody"
+        sentences.append(f"{sentence} Shown to beat the fixed exits, on so many of {len(tasks)} task(s): {shown}.")
+    return sentences
 
 
 def advice(scores: pd.DataFrame, task: str, axis: str = "layers") -> list[str]:
@@ -265,10 +314,11 @@ def readme_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
     Raises:
         InputError: nothing of this speed-up in the table.
     """
-    layers = scores[scores.axis == "layers"]
+    known = learned(scores)
+    layers = scores[(scores.axis == "layers") & scores.task.isin(known)]
     rows = layers[(layers.speedup == speedup) & ((layers.kind == "method") | layers.method.isin(README_BASELINES))]
     if len(rows) == 0:
-        raise InputError(f"study-scores.csv holds nothing at {speedup:g}x; run `make study` first")
+        raise InputError(f"study-scores.csv holds no task that was learned, at {speedup:g}x; run `make study` first")
     best = rows.groupby("task").score.transform("max")
     cells = []
     for row, top in zip(rows.itertuples(), best, strict=True):
@@ -284,11 +334,13 @@ def readme_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
     )
     table.columns = [f"{title_of(task)} ({metric_name(task)})" for task in tasks]
     seeds = sorted(rows.groupby("task").seeds.max().unique())
+    left_out = [title_of(task) for task in dict.fromkeys(scores.task) if task not in known]
     facts = (
         f"Scores at {speedup:g}x by layers, mean over {' or '.join(map(str, seeds))} seeds, profile "
         f"{rows.profile.iloc[0]}, {rows.backbone.iloc[0]}. Bold: the highest of a task. ↑ ↓: above or below the fixed "
-        "exits, which cost nothing, by more than a 95% interval. Empty: not reached, or not run. Intervals, other "
-        "speed-ups and the cost of each method: [notebook 08](notebooks/08_scoreboard.ipynb)."
+        "exits, which cost nothing, by more than a 95% interval. Empty: not reached, or not run. "
+        + (f"Left out, as the plain model did not learn it at this size: {', '.join(left_out)}. " if left_out else "")
+        + "Intervals, other speed-ups and the cost of each method: [notebook 08](notebooks/08_scoreboard.ipynb)."
     )
     return f"{markdown_table(table)}\n\n{facts}"
 

@@ -12,7 +12,8 @@ from scipy import stats
 from eeutils import claims
 from eeutils.errors import InputError
 from eeutils.files import repository_root
-from eeutils.study import page
+from eeutils.runs import metric_of
+from eeutils.study import entries, page
 
 
 def score_rows(**methods: dict[float, tuple[float, float]]) -> pd.DataFrame:
@@ -33,6 +34,7 @@ def score_rows(**methods: dict[float, tuple[float, float]]) -> pd.DataFrame:
                     "low": score - 0.01,
                     "high": score + 0.01,
                     "kept": score / 0.8,
+                    "blind": 0.5,
                     "seeds": 3,
                     "over_fixed": 0.03,
                     "over_fixed_low": 0.01 if best else -0.01,
@@ -116,6 +118,16 @@ def test_advice_names_the_best_and_whoever_is_not_told_apart() -> None:
     assert fourth.startswith("**4x**")
 
 
+def test_in_short_tells_who_leads_where_and_who_is_never_told_apart() -> None:
+    movie = score_rows(A={2.0: (0.80, 0)}, B={2.0: (0.79, 0.002)}, C={2.0: (0.70, -0.03)})
+    mrpc = score_rows(A={2.0: (0.70, -0.01)}, B={2.0: (0.75, 0)}).assign(task="mrpc", over_fixed_low=-0.1)
+    [sentence] = page.in_short(pd.concat([movie, mrpc]))
+    assert "highest are **A** on Movie reviews, polarity; **B** on MRPC." in sentence
+    # A is told apart on MRPC; C is told apart, and was not run on MRPC.
+    assert "Never told apart from the highest: B." in sentence
+    assert sentence.endswith("on so many of 2 task(s): A 1.")
+
+
 def test_advice_does_not_claim_what_the_interval_does_not_show() -> None:
     scores = score_rows(A={2.0: (0.78, 0)})
     scores["over_fixed_low"] = -0.01
@@ -165,12 +177,26 @@ def test_the_ledger_joins_verdicts_and_reasons_and_keeps_who_was_not_judged(
     assert table.of.unique().tolist() == ["deebert"]
 
 
+def test_a_task_that_the_plain_model_did_not_learn_is_named_and_compared_nowhere() -> None:
+    movie = score_rows(A={2.0: (0.80, 0)}, plain_model={1.0: (0.81, 0)})
+    cola = score_rows(A={2.0: (0.0, 0)}, plain_model={1.0: (0.01, 0)}).assign(task="cola", blind=0.0, low=0.0)
+    scores = pd.concat([movie, cola])
+    assert page.learned(scores) == ["movie"]
+    [sentence] = page.not_learned(scores)
+    assert sentence.startswith("CoLA was not learned at this size: the plain model has matthews 0.010 [0.000, 0.020]")
+    table = page.readme_table(scores)
+    assert "CoLA (matthews)" not in table
+    assert "Left out, as the plain model did not learn it at this size: CoLA." in table
+    with pytest.raises(InputError, match="no task that was learned"):
+        page.readme_table(cola)
+
+
 def test_the_table_of_readme_marks_the_best_and_who_is_above_or_below_the_fixed_exits() -> None:
     movie = score_rows(A={2.0: (0.80, 0), 3.0: (0.9, 0)}, B={2.0: (0.75, -0.1)}, plain_model={1.0: (0.81, 0)})
     movie.loc[movie.method == "plain model", "kind"] = "baseline"
-    mrpc = score_rows(B={2.0: (0.70, 0)}, fixed_exits={2.0: (0.60, 0)}, random_exits={2.0: (0.5, 0)}).assign(
-        task="mrpc"
-    )
+    plain = {"plain_model": {1.0: (0.81, 0)}}
+    mrpc = score_rows(B={2.0: (0.70, 0)}, fixed_exits={2.0: (0.60, 0)}, random_exits={2.0: (0.5, 0)}, **plain)
+    mrpc["task"] = "mrpc"
     mrpc.loc[mrpc.method != "B", "kind"] = "baseline"
     mrpc.loc[mrpc.method == "fixed exits", "over_fixed_low"] = math.nan
     movie.loc[movie.method == "B", "over_fixed_high"] = -0.01
@@ -181,7 +207,7 @@ def test_the_table_of_readme_marks_the_best_and_who_is_above_or_below_the_fixed_
         "| A | **0.800** ↑ |  |",
         "| B | 0.750 ↓ | **0.700** ↑ |",
         "| fixed exits |  | 0.600 |",
-        "| plain model, 1x | 0.810 |  |",
+        "| plain model, 1x | 0.810 | 0.810 |",
     ]
     assert "Scores at 2x by layers, mean over 3 seeds" in lines[-1]
     with pytest.raises(InputError, match="make study"):
@@ -190,7 +216,7 @@ def test_the_table_of_readme_marks_the_best_and_who_is_above_or_below_the_fixed_
 
 def test_readme_changes_between_its_marks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EEUTILS_RESULTS", str(tmp_path))
-    scores = score_rows(A={2.0: (0.80, 0)})
+    scores = score_rows(A={2.0: (0.80, 0)}, plain_model={1.0: (0.81, 0)})
     scores.to_csv(tmp_path / "study-scores.csv", index=False)
     readme, (begin, end) = tmp_path / "README.md", page.MARKS
     readme.write_text(f"above\n\n{begin}\nold\n{end}\n\nbelow\n")
@@ -219,3 +245,12 @@ def test_the_table_of_the_search_marks_the_rate_in_use_and_adds_the_mean() -> No
     assert table.loc["A"].tolist() == ["0.800", "0.700"]
     assert table.loc["mean over methods"].tolist() == ["0.700", "0.800"]
     assert len(page.search_table(search[:0])) == 0
+
+
+def test_of_two_classes_matthews_correlation_is_pearson_s() -> None:
+    generator, quick, exact = np.random.default_rng(0), entries.metric_for_resamples("cola"), metric_of("cola")
+    for _ in range(20):
+        labels, said = generator.integers(2, size=(2, 30))
+        assert quick(said, labels) == pytest.approx(exact(said, labels))
+    assert quick(np.ones(5), np.array([0, 1, 1, 0, 1])) == exact(np.ones(5), np.array([0, 1, 1, 0, 1])) == 0
+    assert entries.metric_for_resamples("movie")(np.array([0, 1]), np.array([1, 1])) == 0.5
