@@ -47,6 +47,9 @@ MADE_WITH = ("profile", "backbone", "commit")
 MARKS = ("<!-- study: begin -->", "<!-- study: end -->")
 """In README, the headline table stands between them."""
 
+STUDY_TASKS = ("movie", "sst2", "mrpc", "rte", "cola", "movie-valence", "stsb")
+"""The tasks that a complete study has; the page says which of them are missing."""
+
 README_BASELINES = ("PABEE's exits, entropy", "fixed exits")
 """What stands beside the methods in README's table."""
 

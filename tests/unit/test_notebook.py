@@ -93,7 +93,19 @@ def test_a_trade_off_names_every_curve_and_says_which_speed_up_it_draws() -> Non
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("layer speed-up", "f1")
     by_flops = plots.tradeoff({"a": CURVE}, metric="f1", speedup="flops").axes[0]
     assert by_flops.get_xlabel() == "FLOPs speed-up"
-    assert sorted(by_flops.lines[0].get_xdata()) == sorted(CURVE.flops_speedup)
+    assert set(CURVE.flops_speedup) <= set(by_flops.lines[0].get_xdata())
+    plt.close("all")
+
+
+def test_a_trade_off_is_straight_over_cost_and_leaves_single_points_apart() -> None:
+    ends = pd.DataFrame({"layer_speedup": [1.0, 4.0], "flops_speedup": [1.0, 4.0], "score": [0.9, 0.6]})
+    axes = plots.tradeoff({"a": CURVE}, metric="f1", fixed={"b": ends}, points={"one model each": ends}).axes[0]
+    coins = [line for line in axes.lines if len(line.get_xdata()) > 100 and line.get_linestyle() == "--"]
+    [coin] = coins
+    # Half of the samples through each end: a cost of 5/8, which is a speed-up of 1.6, and the mean of both scores.
+    assert np.interp(1.6, coin.get_xdata()[::-1], coin.get_ydata()[::-1]) == pytest.approx(0.75, abs=1e-3)
+    [apart] = [points for points in axes.collections if points.get_label() == "one model each"]
+    assert apart.get_offsets().tolist() == [[1.0, 0.9], [4.0, 0.6]]
     plt.close("all")
 
 
