@@ -452,9 +452,10 @@ def panels(
     Values of `hue` look alike in every panel: those in `grey` step back, those in `dashed` are drawn dashed.
     """
     shown, names = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[hue]))
-    columns = min(len(shown), 3)
-    size = (WIDTH, 4.4) if len(shown) == 1 else (3.4 * columns, 3.0 * -(-len(shown) // columns))
-    figure, grid = plt.subplots(-(-len(shown) // columns), columns, figsize=size, squeeze=False, layout="constrained")
+    columns = min(len(shown), 2 if len(shown) <= 4 else 3)
+    rows = -(-len(shown) // columns)
+    size = (WIDTH, 4.4) if len(shown) == 1 else (3.7 * columns + 1.9, 3.1 * rows)  # the legend stands beside them
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     front = [name for name in names if name not in grey]
     colours = dict(zip(front, sns.color_palette("colorblind", max(10, len(front))), strict=False))
     handles = {}
@@ -465,6 +466,8 @@ def panels(
         for name, line in frame[frame[panel] == place].sort_values(x).groupby(hue, sort=False):
             style = ("--", ":", "-.")[list(grey).index(name) % 3] if name in grey else "--" if name in dashed else "-"
             mark = {"marker": "*", "markersize": 11} if len(line) == 1 else {}
+            if name in front and len(line) > 1:  # colours of ten lines are too alike to tell them by
+                mark = {"marker": _MARKERS[front.index(name) % len(_MARKERS)], "markersize": 4.5, "markevery": 0.12}
             [handles[name]] = axes.plot(line[x], line[y], style, color=colours.get(name, "0.4"), linewidth=1.5, **mark)
         axes.set_title(str(place), fontsize="medium")
         _speedup_axis(axes, x)

@@ -120,16 +120,13 @@ def not_learned(scores: pd.DataFrame) -> list[str]:
 
 
 def score_table(scores: pd.DataFrame, task: str, axis: str = "layers") -> pd.DataFrame:
-    """Methods by speed-up, each cell a score with its interval; what a curve does not reach is empty."""
+    """Methods by speed-up, each cell a score, its interval and the share of the plain model's score that is kept; what
+    a curve does not reach is empty."""
     rows = scores[(scores.task == task) & (scores.axis == axis)]
-    cells = [f"{row.score:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in rows.itertuples()]
-    return _by_speedup(rows.assign(cell=cells), "cell").fillna("")
-
-
-def kept_table(scores: pd.DataFrame, task: str, axis: str = "layers") -> pd.DataFrame:
-    """Methods by speed-up: the share of the plain model's score that is kept."""
-    rows = scores[(scores.task == task) & (scores.axis == axis)]
-    cells = [f"{kept:.1%}" if math.isfinite(kept) else "" for kept in rows.kept]
+    cells = [
+        f"{row.score:.3f} [{row.low:.3f}, {row.high:.3f}]" + (f" {row.kept:.0%}" if math.isfinite(row.kept) else "")
+        for row in rows.itertuples()
+    ]
     return _by_speedup(rows.assign(cell=cells), "cell").fillna("")
 
 
@@ -241,6 +238,12 @@ def mean_ranks(values: pd.DataFrame, value: str) -> tuple[pd.Series, int]:
     return blocks.rank(axis="columns", ascending=False).mean().sort_values(), len(blocks)
 
 
+def ranked_tasks(values: pd.DataFrame) -> list[str]:
+    """The tasks on which the most methods have a meaning: where some are missing, ranks are those of the others."""
+    methods = values.groupby("task", sort=False).method.nunique()
+    return methods[methods == methods.max()].index.tolist()
+
+
 def critical_difference(methods: int, blocks: int, level: float = 0.05) -> float:
     """Nemenyi's critical difference of mean ranks: q sqrt(k (k + 1) / (6 N)), q the studentized range over sqrt(2).
 
@@ -341,7 +344,7 @@ def readme_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
     facts = (
         f"Scores at {speedup:g}x by layers, mean over {' or '.join(map(str, seeds))} seeds, profile "
         f"{rows.profile.iloc[0]}, {rows.backbone.iloc[0]}. Bold: the highest of a task. ↑ ↓: above or below the fixed "
-        "exits, which cost nothing, by more than a 95% interval. Empty: not reached, or not run. "
+        "exits, which cost nothing, by more than a 95% interval. Empty: out of reach, or without a meaning there. "
         + (f"Left out, as the plain model did not learn it at this size: {', '.join(left_out)}. " if left_out else "")
         + "Intervals, other speed-ups and the cost of each method: [notebook 08](notebooks/08_scoreboard.ipynb)."
     )

@@ -254,3 +254,16 @@ def test_of_two_classes_matthews_correlation_is_pearson_s() -> None:
         assert quick(said, labels) == pytest.approx(exact(said, labels))
     assert quick(np.ones(5), np.array([0, 1, 1, 0, 1])) == exact(np.ones(5), np.array([0, 1, 1, 0, 1])) == 0
     assert entries.metric_for_resamples("movie")(np.array([0, 1]), np.array([1, 1])) == 0.5
+
+
+def test_ranks_are_taken_on_the_tasks_that_have_the_most_methods() -> None:
+    rows = [("movie", "A"), ("movie", "B"), ("sst2", "A"), ("sst2", "B"), ("stsb", "A")]
+    assert page.ranked_tasks(pd.DataFrame(rows, columns=["task", "method"])) == ["movie", "sst2"]
+
+
+def test_a_cell_of_the_score_table_has_score_interval_and_share_kept() -> None:
+    scores = score_rows(A={1.5: (0.8, 0), 2.0: (0.76, 0)}, B={2.0: (0.7, -0.1)})
+    scores.loc[scores.method == "B", "kept"] = math.nan
+    table = page.score_table(scores, "movie")
+    assert table.loc["A"].tolist() == ["0.800 [0.790, 0.810] 100%", "0.760 [0.750, 0.770] 95%"]
+    assert table.loc["B"].tolist() == ["", "0.700 [0.690, 0.710]"]
