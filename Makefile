@@ -7,6 +7,12 @@ SHELL := bash
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# On a processor that multiplies bfloat16 by itself, training takes little more than half the time. `no` is float32.
+ifeq ($(origin ACCELERATE_MIXED_PRECISION),undefined)
+export ACCELERATE_MIXED_PRECISION := $(shell \
+	test ! -e /dev/nvidia0 && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo bf16 || echo no)
+endif
+
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 NOTEBOOKS ?= $(sort $(wildcard notebooks/[0-9]*.ipynb))
@@ -50,11 +56,11 @@ study: $(READY) ## train every method on several seeds and write the scoreboard'
 
 .PHONY: test
 test: $(READY) ## run all tests
-	@$(PYTHON) -m pytest -q --durations=10
+	@ACCELERATE_MIXED_PRECISION=no $(PYTHON) -m pytest -q --durations=10
 
 .PHONY: bench
 bench: $(READY) ## measure training, sweeps and the runtime; the table goes to data/results/
-	@$(PYTHON) -m eeutils.bench
+	@ACCELERATE_MIXED_PRECISION=no $(PYTHON) -m eeutils.bench
 
 .PHONY: lab
 lab: $(READY) ## open the notebooks in JupyterLab
