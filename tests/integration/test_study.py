@@ -46,7 +46,7 @@ def study(encoder_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
                     entries.train("smoke", setting, method)
         for rate in (0.5, 2.0):
             entries.train(
-                "smoke", entries.at_rate(Setting.from_profile("smoke", "movie", encoder_folder, 0), rate), "pabee"
+                "smoke", entries.at_rate(Setting.from_profile("smoke", "movie", encoder_folder, 0), rate), "deebert"
             )
         before = len(list(runs.runs_dir().iterdir()))
         frames = tables.tables("smoke", encoder_folder, ["movie", "amazon"], SEEDS)
@@ -75,13 +75,13 @@ def test_every_table_is_there_with_its_columns_and_what_made_it(study: SimpleNam
 def test_the_search_compares_learning_rates_on_dev_where_all_of_them_were_run(study: SimpleNamespace) -> None:
     search = study.frames["search"]
     assert search[["seed", "method", "in_use"]].to_numpy().tolist() == [
-        [0, "PABEE", use] for use in (False, True, False)
+        [0, "DeeBERT", use] for use in (False, True, False)
     ]
     default = setting_of(study, 0).learning_rate
     assert search.learning_rate.tolist() == pytest.approx([0.5 * default, default, 2 * default])
     for row in search.itertuples():
-        run = runs.load_or_train(pabee.METHOD, replace(setting_of(study, 0), learning_rate=row.learning_rate))
-        assert row.dev_area == pytest.approx(tradeoff.area(tradeoff.sweep(run.dev, patience(), run.metric)))
+        run = runs.load_or_train(deebert.METHOD, replace(setting_of(study, 0), learning_rate=row.learning_rate))
+        assert row.dev_area == pytest.approx(tradeoff.area(tradeoff.sweep(run.dev, entropy(), run.metric)))
         assert row.dev_samples == run.dev.samples
 
 
