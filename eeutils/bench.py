@@ -328,10 +328,10 @@ def race(tracks: Mapping[str, Track], rounds: int, description: str) -> dict[str
     with tqdm(total=rounds * len(turns), desc=description, leave=False) as bar:
         for number in range(rounds):
             for _, name, call in turns:
-                wait_for(bestbest_device())
+                wait_for(best_device())
                 start = time.perf_counter()
                 call()
-                wait_for(bestbest_device())
+                wait_for(best_device())
                 seconds[name][number] += (time.perf_counter() - start) / len(tracks[name])
                 bar.update()
     return seconds
