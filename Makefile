@@ -7,7 +7,7 @@ SHELL := bash
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# On a processor that multiplies bfloat16 by itself, training takes little more than half the time. `no` is float32.
+# A processor that multiplies bfloat16 by itself trains faster with it. `no` is float32.
 ifeq ($(origin ACCELERATE_MIXED_PRECISION),undefined)
 export ACCELERATE_MIXED_PRECISION := $(shell \
 	test ! -e /dev/nvidia0 && grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo bf16 || echo no)

@@ -37,8 +37,8 @@ except InputError as error:
 TABLES = sorted(str(path) for kind in ("study-*", "[0-9][0-9]-claims") for path in Path("data/results").glob(f"{kind}.csv"))
 SOURCES = sorted(map(str, [*Path("eeutils").rglob("*.py"), *Path("data").glob("*.toml")]))
 
-# The small models of these papers gain little from more threads: on two cores two trainings with one thread each do 1.4
-# times the work of one training with two. More than two notebooks at a time take much memory, so only many cores do that.
+# The small models of these papers gain little from more threads: on two cores two trainings with one thread each get
+# further than one training with two. More than two notebooks at a time take much memory, so only many cores do that.
 CORES = workflow.resource_settings.cores
 THREADS = max(1, CORES // (BATCH.jobs or max(2, CORES // 4))) if CORES else 4  # None on a cluster
 

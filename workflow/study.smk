@@ -94,23 +94,16 @@ rule study_train:
         python=sys.executable,
         batch=BATCH,
         task=lambda wildcards: batch.from_folder(wildcards.task),
+        rate=lambda wildcards: wildcards.get("rate", 1),
     shell:
         "OMP_NUM_THREADS={threads} {params.python:q} -m eeutils.study train {params.batch.profile:q} {params.task:q} "
-        "{params.batch.backbone:q} {wildcards.seed} {wildcards.method:q}"
+        "{params.batch.backbone:q} {wildcards.seed} {wildcards.method:q} --rate {params.rate}"
 
 
-rule study_search:
+use rule study_train as study_search with:
     message: "study: {wildcards.method} at {wildcards.rate} times the learning rate, task {wildcards.task}, {threads} thread(s)"
     input:
         lambda wildcards: [file.replace(".trained", f".rate-{wildcards.rate}.trained") for file in started_from(wildcards)],
         sources=SOURCES,
     output:
         touch(f"{BATCH.folder}/study/{{method}}.rate-{{rate}}.trained"),
-    threads: THREADS
-    params:
-        python=sys.executable,
-        batch=BATCH,
-        task=lambda wildcards: batch.from_folder(wildcards.task),
-    shell:
-        "OMP_NUM_THREADS={threads} {params.python:q} -m eeutils.study train {params.batch.profile:q} {params.task:q} "
-        "{params.batch.backbone:q} {wildcards.seed} {wildcards.method:q} --rate {wildcards.rate}"

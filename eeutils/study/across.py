@@ -16,7 +16,7 @@ import numpy as np
 from eeutils import tradeoff
 from eeutils.papers import badge, cascadebert, consistentee, de3bert, deebert, ensemble, hashee, pabee
 from eeutils.rules import Rule, distance_ratio, entropy, fixed, patience
-from eeutils.statistics import bootstrap, equal_cost_difference
+from eeutils.statistics import Interval, bootstrap, equal_cost_difference
 from eeutils.study.entries import PLAIN, Result, metric_for_resamples
 from eeutils.tradeoff import Metric
 
@@ -90,22 +90,14 @@ def comparisons(found: dict[str, list[Result]]) -> Iterator[dict[str, Any]]:
         if not seeds or ours[seeds[0]].test.regression != comparison.regression:
             continue
         metric, labels = _truth(ours[seeds[0]])
-        at = "" if comparison.their_speedup is None else f" at {comparison.their_speedup:g}x"
-        about = {"claim": comparison.claim, "ours": str(comparison.ours), "theirs": f"{comparison.theirs}{at}"}
+        where = "" if comparison.their_speedup is None else f" at {comparison.their_speedup:g}x"
+        about = {"claim": comparison.claim, "ours": str(comparison.ours), "theirs": f"{comparison.theirs}{where}"}
         for speedup in comparison.speedups:
-            at = ((comparison.ours, ours, speedup), (comparison.theirs, theirs, comparison.their_speedup or speedup))
-            read = [[_read(side, results[seed], x, comparison.axis) for seed in seeds] for side, results, x in at]
+            sides = (comparison.ours, ours, speedup), (comparison.theirs, theirs, comparison.their_speedup or speedup)
+            read = [[_read(side, results[seed], x, comparison.axis) for seed in seeds] for side, results, x in sides]
             if all(reading is not None for side in read for reading in side):
                 gap = equal_cost_difference(metric, *read, labels, resamples=RESAMPLES)
-                yield {
-                    **about,
-                    "axis": comparison.axis,
-                    "speedup": speedup,
-                    "difference": gap.estimate,
-                    "low": gap.low,
-                    "high": gap.high,
-                    "seeds": len(seeds),
-                }
+                yield {**about, "axis": comparison.axis, "speedup": speedup, **_numbers(gap, seeds)}
     yield from _mean_over_exits("B1a", _BADGE, _PABEE, found)
 
 
@@ -124,8 +116,11 @@ def _mean_over_exits(claim: str, ours: str, theirs: str, found: dict[str, list[R
 
     gap = bootstrap(difference, len(labels), len(seeds), resamples=RESAMPLES)
     about = {"claim": claim, "ours": f"{ours}, mean over exits", "theirs": f"{theirs}, mean over exits"}
-    gaps = {"difference": gap.estimate, "low": gap.low, "high": gap.high, "seeds": len(seeds)}
-    yield {**about, "axis": "exits", "speedup": 1.0, **gaps}
+    yield {**about, "axis": "exits", "speedup": 1.0, **_numbers(gap, seeds)}
+
+
+def _numbers(gap: Interval, seeds: list[int]) -> dict[str, float]:
+    return {"difference": gap.estimate, "low": gap.low, "high": gap.high, "seeds": len(seeds)}
 
 
 def _by_seed(found: dict[str, list[Result]], side: Side) -> dict[int, Result]:

@@ -178,7 +178,7 @@ def result_of(entry: Entry, profile: str, setting: Setting) -> Result | None:
 def metric_for_resamples(task: str) -> Metric:
     """The headline metric, for callers that ask for it a million times.
 
-    Of two classes Matthews' correlation is Pearson's, which takes a hundredth of the time of scikit-learn's.
+    Of two classes Matthews' correlation is Pearson's, which is much faster than scikit-learn's.
     """
     spec = spec_of(task)
     return _phi if spec.metrics[0] == "matthews" and len(spec.class_names) == 2 else metric_of(task)

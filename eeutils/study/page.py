@@ -21,6 +21,8 @@ from eeutils.statistics import Interval
 SPEEDUPS = (1.0, 1.5, 2.0, 3.0, 4.0)
 _GAPS = tuple(f"over_{other}{end}" for other in ("fixed", "best") for end in ("", "_low", "_high"))
 _SPEEDS = ("layer_speedup", "flops_speedup")
+_KINDS = {"layers": "layer", "flops": "FLOPs"}
+"""Axis -> the word before "speed-up"."""
 
 COLUMNS = {
     "scores": ("task", "method", "kind", "axis", "speedup", "score", "low", "high", "kept", "blind", "seeds", *_GAPS),
@@ -102,21 +104,24 @@ def not_run(scores: pd.DataFrame, tasks: Sequence[str], methods: Sequence[str]) 
 def learned(scores: pd.DataFrame) -> list[str]:
     """The tasks on which the plain model is shown to know more than a blind answer, the same for everybody. On the
     others nothing was learned, so no exit and no rule can be compared."""
-    plain = scores[(scores.method == "plain model") & (scores.speedup == 1) & (scores.axis == "layers")]
+    plain = _plain(scores)
     return plain[plain.low > plain.blind].task.tolist()
 
 
 def not_learned(scores: pd.DataFrame) -> list[str]:
     """A sentence for each task on which the plain model is not shown to know more than a blind answer."""
-    known = learned(scores)
-    plain = scores[(scores.method == "plain model") & (scores.speedup == 1) & (scores.axis == "layers")]
+    plain, known = _plain(scores), learned(scores)
     return [
         f"{title_of(row.task)} was not learned at this size: the plain model has {metric_name(row.task)} "
         f"{row.score:.3f} [{row.low:.3f}, {row.high:.3f}] and the same answer for everybody {row.blind:.3f}. Its "
-        "numbers are kept, and "
-        "left out of every comparison."
+        "numbers are kept, and left out of every comparison."
         for row in plain[~plain.task.isin(known)].itertuples()
     ]
+
+
+def _plain(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the plain model, one a task."""
+    return scores[(scores.method == "plain model") & (scores.speedup == 1) & (scores.axis == "layers")]
 
 
 def score_table(scores: pd.DataFrame, task: str, axis: str = "layers") -> pd.DataFrame:
@@ -140,7 +145,7 @@ def in_short(scores: pd.DataFrame, axis: str = "layers") -> list[str]:
     """One item per speed-up, over all tasks: who is highest where, who is never told apart from the highest, and how
     often each method beats the fixed exits."""
     rows, sentences = scores[scores.axis == axis].reset_index(drop=True), []
-    kind = "FLOPs" if axis == "flops" else "layer"
+    kind = _KINDS[axis]
     for speedup in SPEEDUPS[1:]:
         here = rows[rows.speedup == speedup]
         if len(here) == 0:
@@ -168,7 +173,7 @@ def in_short(scores: pd.DataFrame, axis: str = "layers") -> list[str]:
 def advice(scores: pd.DataFrame, task: str, axis: str = "layers") -> list[str]:
     """One sentence per speed-up: if you need ..., take ..., in words no stronger than the intervals allow."""
     rows, sentences = scores[(scores.task == task) & (scores.axis == axis)], []
-    kind = "FLOPs" if axis == "flops" else "layer"
+    kind = _KINDS[axis]
     for speedup in SPEEDUPS[1:]:
         here = rows[rows.speedup == speedup].sort_values("score", ascending=False)
         if len(here) == 0:
@@ -318,7 +323,7 @@ def readme_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
     zero, upwards or downwards.
 
     Raises:
-        InputError: nothing of this speed-up in the table.
+        InputError: no task that was learned, or nothing of this speed-up in the table.
     """
     known = learned(scores)
     layers = scores[(scores.axis == "layers") & scores.task.isin(known)]
@@ -330,7 +335,7 @@ def readme_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
     for row, top in zip(rows.itertuples(), best, strict=True):
         score = f"**{row.score:.3f}**" if row.score == top else f"{row.score:.3f}"
         cells.append(score + (" ↑" if row.over_fixed_low > 0 else " ↓" if row.over_fixed_high < 0 else ""))
-    plain = layers[(layers.method == "plain model") & (layers.speedup == 1)].assign(method="plain model, 1x")
+    plain = _plain(layers).assign(method="plain model, 1x")
     shown = pd.concat([rows.assign(cell=cells), plain.assign(cell=plain.score.map("{:.3f}".format))])
     order, tasks = ([*dict.fromkeys(shown[name])] for name in ("method", "task"))
     table = (
