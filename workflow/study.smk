@@ -31,16 +31,21 @@ def started_from(wildcards):
 
 
 def searched(tasks, seeds):
-    """The search of learning rates: one task and one seed, the same budget for every method."""
+    """The trainings of the search of learning rates."""
     if BATCH.profile == "smoke":
         return []
-    from eeutils.study.entries import RATES
+    from eeutils.study.entries import RATES, searched_methods
 
     return [
-        file.replace(".trained", f".rate-{rate}.trained")
-        for file in trained(tasks[:1], seeds[:1])
-        for rate in RATES
-        if rate != 1
+        file
+        for task, methods in searched_methods(tasks, BATCH.backbone).items()
+        for file in expand(
+            f"{BATCH.folder}/study/{{method}}.rate-{{rate}}.trained",
+            task=batch.to_folder(task),
+            seed=seeds[:1],
+            method=methods,
+            rate=[rate for rate in RATES if rate != 1],
+        )
     ]
 
 

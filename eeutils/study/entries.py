@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from eeutils.backbone import load_backbone
+from eeutils.backbone import OFFLINE_BACKBONES, load_backbone
 from eeutils.errors import unknown
 from eeutils.evidence import Evidence
 from eeutils.method import Method
 from eeutils.papers import badge, cascadebert, consistentee, de3bert, deebert, ensemble, finetuned, hashee, pabee
 from eeutils.rules import Rule, entropy, fixed, oracle, random
 from eeutils.runs import Run, load_or_train, metric_of, run_key, runs_dir
-from eeutils.settings import Setting
+from eeutils.settings import SLOW_TASKS, Setting
 from eeutils.specs import spec_of
 from eeutils.tradeoff import Metric
 
@@ -126,7 +126,15 @@ def methods_for(profile: str, task: str, backbone: str) -> dict[str, Wanted]:
 
 
 RATES = (0.5, 1.0, 2.0)
-"""The search: every method is trained with these multiples of the setting's learning rate, and dev compares them."""
+"""The search trains with these multiples of the setting's learning rate, and dev compares them."""
+
+
+def searched_methods(tasks: Sequence[str], backbone: str) -> dict[str, list[str]]:
+    """What the search trains at every rate, one seed: all methods on the first task, and the k-layer models alone on the
+    tasks that have a rate of their own."""
+    first = {tasks[0]: method_names(tasks[0], backbone)}
+    own = [task for task in tasks[1:] if task in SLOW_TASKS and backbone in OFFLINE_BACKBONES]
+    return first | {task: [finetuned.METHOD.name] for task in own}
 
 
 def at_rate(setting: Setting, multiple: float) -> Setting:

@@ -38,7 +38,7 @@ COLUMNS = {
     "claims": ("task", "claim", "ours", "theirs", "axis", "speedup", "difference", "low", "high", "seeds"),
     "search": ("task", "seed", "method", "learning_rate", "dev_area", "dev_samples", "in_use"),
     "runs": (
-        *("task", "seed", "run", "options", "key", "data", "train_size", "epochs", "seconds", "torch"),
+        *("task", "seed", "run", "options", "key", "data", "train_size", "epochs", "learning_rate", "seconds", "torch"),
         *("run_commit", "run_device", "run_precision", "run_threads", "run_time"),
     ),
 }

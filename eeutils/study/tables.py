@@ -247,6 +247,7 @@ def provenance(found: Found) -> Rows:
                 "data": run.config["data"][:10],
                 "train_size": result.setting.train_size,
                 "epochs": result.setting.epochs,
+                "learning_rate": result.setting.learning_rate,
                 "seconds": run.history.seconds.sum(),
                 "torch": made["packages"]["torch"],
                 # The tables have a commit of their own.

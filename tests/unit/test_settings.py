@@ -1,5 +1,7 @@
 """Profiles and parameters: unknown ones fail before anything runs."""
 
+from pathlib import Path
+
 import pytest
 
 from eeutils.errors import InputError
@@ -15,6 +17,21 @@ def test_a_profile_gives_a_setting_and_changes_override_it(profile: str) -> None
     assert setting.pool == "mean", "[CLS] says nothing in the lower layers of a sentence encoder"
     assert Setting.from_profile(profile, "movie", "minilm-l6", 3, epochs=7, pool="cls").epochs == 7
     assert Setting(**setting.to_dict()) == setting
+
+
+def test_a_small_encoder_takes_a_rate_of_its_own_and_twice_that_on_tasks_that_it_learns_slowly(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    rates = [
+        Setting.from_profile("quick", task, backbone, 0).learning_rate
+        for task in ("sst2", "mrpc")
+        for backbone in ("minilm-l6", str(tmp_path))
+    ]
+    assert rates == [1e-4, 2e-5, 2e-4, 2e-5]
+
+
+def test_a_task_that_needs_more_data_gets_it_in_the_profile_that_has_too_little() -> None:
+    sizes = [Setting.from_profile(profile, "cola", "minilm-l6", 0).train_size for profile in PROFILES]
+    assert sizes == [PROFILES["smoke"]["train_size"], 4000, None]
 
 
 def test_profiles_grow_from_smoke_to_full() -> None:
