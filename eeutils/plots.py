@@ -209,6 +209,9 @@ def lines(
     """Lines of one column over another, one per value of `hue`; `levels` are named horizontal lines."""
     figure, axes = plt.subplots(figsize=(WIDTH, 3.4))
     sns.lineplot(frame, x=x, y=y, hue=hue, style=hue, markers=True, dashes=False, palette="colorblind", ax=axes)
+    for line in axes.lines:
+        if len(line.get_xdata()) == 1:  # a lone point must be seen where lines pass over it
+            line.set(markersize=13, zorder=1.5)
     for number, (name, level) in enumerate((levels or {}).items()):
         axes.axhline(level, color="0.35", linestyle=("--", ":", "-.")[number % 3], linewidth=1.2, label=name)
     axes.set_title(title)

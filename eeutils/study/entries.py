@@ -130,8 +130,8 @@ RATES = (0.5, 1.0, 2.0)
 
 
 def searched_methods(tasks: Sequence[str], backbone: str) -> dict[str, list[str]]:
-    """What the search trains at every rate, one seed: all methods on the first task, and the k-layer models alone on the
-    tasks that have a rate of their own."""
+    """What the search trains at every rate, with one seed: all methods on the first task, and the k-layer models alone
+    on the tasks that have a rate of their own."""
     first = {tasks[0]: method_names(tasks[0], backbone)}
     own = [task for task in tasks[1:] if task in SLOW_TASKS and backbone in OFFLINE_BACKBONES]
     return first | {task: [finetuned.METHOD.name] for task in own}

@@ -87,6 +87,23 @@ def metric_name(task: str) -> str:
     return TASKS[task].metrics[0] if task in TASKS else "score"
 
 
+def trained_on(runs: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
+    """A sentence for each task: seeds, samples, epochs and learning rate of its runs; tasks trained alike share one."""
+    alike: dict[str, list[str]] = {}
+    for task in tasks:
+        rows = runs[runs.task == task]
+        if len(rows) == 0:
+            continue
+        one = rows.iloc[0]
+        size = f"{one.train_size:,.0f}" if math.isfinite(one.train_size) else "all"
+        said = (
+            f"{rows.seed.nunique()} seed(s), {size} samples for train and dev together, {one.epochs} epoch(s) a phase, "
+            f"learning rate {one.learning_rate:g}"
+        )
+        alike.setdefault(said, []).append(title_of(task))
+    return [f"{', '.join(titles)}: {said}." for said, titles in alike.items()]
+
+
 def not_run(scores: pd.DataFrame, tasks: Sequence[str], methods: Sequence[str]) -> list[str]:
     """What the tables lack, in sentences."""
     missing = [task for task in tasks if task not in set(scores.task)]
@@ -209,7 +226,8 @@ def search_table(search: pd.DataFrame) -> pd.DataFrame:
     if len(search) == 0:
         return pd.DataFrame()
     table = search.pivot_table(index="method", columns="learning_rate", values="dev_area", sort=False)
-    table.loc["mean over methods"] = table.dropna().mean()
+    if len(table) > 1:
+        table.loc["mean over methods"] = table.dropna().mean()
     used = set(search[search.in_use].learning_rate)
     named = {rate: f"{rate:g} (in use)" if rate in used else f"{rate:g}" for rate in table.columns}
     shown = table.sort_index(axis="columns").rename(columns=named).rename_axis(columns=None)

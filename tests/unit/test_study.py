@@ -244,7 +244,19 @@ def test_the_table_of_the_search_marks_the_rate_in_use_and_adds_the_mean() -> No
     assert table.columns.tolist() == ["0.0001 (in use)", "0.0002"]
     assert table.loc["A"].tolist() == ["0.800", "0.700"]
     assert table.loc["mean over methods"].tolist() == ["0.700", "0.800"]
+    assert page.search_table(search[:2]).index.tolist() == ["A"], "the mean of one method says nothing new"
     assert len(page.search_table(search[:0])) == 0
+
+
+def test_what_the_runs_of_each_task_were_trained_on_is_said_once_for_tasks_trained_alike() -> None:
+    alike = [(task, seed, 2000.0, 1e-4) for task in ("movie", "sst2") for seed in (0, 3)]
+    rows = [*alike, ("cola", 0, math.nan, 2e-4)]
+    runs = pd.DataFrame(rows, columns=["task", "seed", "train_size", "learning_rate"]).assign(epochs=2)
+    assert page.trained_on(runs, ["movie", "cola", "rte", "sst2"]) == [
+        "Movie reviews, polarity, SST-2: 2 seed(s), 2,000 samples for train and dev together, 2 epoch(s) a phase, "
+        "learning rate 0.0001.",
+        "CoLA: 1 seed(s), all samples for train and dev together, 2 epoch(s) a phase, learning rate 0.0002.",
+    ]
 
 
 def test_of_two_classes_matthews_correlation_is_pearson_s() -> None:
