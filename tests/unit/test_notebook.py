@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import colors
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -133,3 +134,16 @@ def test_curves_are_shown_at_speedups_and_kept_in_one_table(tmp_path: Path) -> N
     kept = pd.read_csv(tmp_path / "results" / "both.csv")
     assert kept.rule.tolist() == ["entropy"] * len(curves["entropy"]) + ["patience"] * len(curves["patience"])
     assert kept.score.tolist() == pytest.approx(pd.concat(curves.values()).score.tolist(), abs=1e-6)
+
+
+def test_a_point_of_its_own_is_seen_where_lines_pass_over_it() -> None:
+    rows = [("alone", 3, 0.7), *((name, layer, 0.7) for name in ("line", "other line") for layer in range(1, 7))]
+    figure = plots.lines(pd.DataFrame(rows, columns=["model", "layer", "score"]), "layer", "score", hue="model")
+    figure.canvas.draw()
+    [axes] = figure.axes
+    shown = np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255
+    colour = axes.get_legend().legend_handles[0].get_color()
+    left, top, right, bottom = (int(end) for end in (*axes.bbox.min, *axes.bbox.max))
+    inside = shown[len(shown) - bottom : len(shown) - top, left:right]
+    assert (np.abs(inside - colors.to_rgb(colour)).max(axis=-1) < 0.02).sum() > 20
+    plt.close(figure)
