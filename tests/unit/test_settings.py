@@ -30,8 +30,9 @@ def test_a_small_encoder_takes_a_rate_of_its_own_and_twice_that_on_tasks_that_it
 
 
 def test_a_task_that_needs_more_data_gets_it_in_the_profile_that_has_too_little() -> None:
-    sizes = [Setting.from_profile(profile, "cola", "minilm-l6", 0).train_size for profile in PROFILES]
-    assert sizes == [PROFILES["smoke"]["train_size"], 4000, None]
+    for task, size in (("cola", 4000), ("sst2", 6000)):
+        sizes = [Setting.from_profile(profile, task, "minilm-l6", 0).train_size for profile in PROFILES]
+        assert sizes == [PROFILES["smoke"]["train_size"], size, None]
 
 
 def test_profiles_grow_from_smoke_to_full() -> None:
