@@ -20,8 +20,8 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 CHANGES: dict[tuple[str, str], dict[str, Any]] = {
-    # Short texts, so that more of them take little longer, and 2,000 are too few: nothing at all is learned of CoLA, and
-    # the first exits that learn together learn nothing of SST-2.
+    # Short texts, so that more of them take little longer, and 2,000 are too few: nothing is learned of CoLA, and the
+    # first of the exits that learn together learn nothing of SST-2.
     ("quick", "cola"): {"train_size": 4000},
     ("quick", "sst2"): {"train_size": 6000},
 }

@@ -136,9 +136,26 @@ def not_learned(scores: pd.DataFrame) -> list[str]:
     ]
 
 
+def blind_exits(scores: pd.DataFrame) -> list[str]:
+    """A sentence for each learned task on which the exits that were trained together are not shown to know more than a
+    blind answer: to beat them says nothing there."""
+    known = learned(scores)
+    exits = _without_exiting(scores, "fixed exits")
+    return [
+        f"{title_of(row.task)}: exits trained together (the checkpoint of PABEE and of the fixed exits) learned nothing "
+        f"at this size: even their last one has {metric_name(row.task)} {row.score:.3f} [{row.low:.3f}, "
+        f"{row.high:.3f}], a blind answer {row.blind:.3f}. To beat them there means little."
+        for row in exits[exits.task.isin(known) & (exits.low <= exits.blind)].itertuples()
+    ]
+
+
 def _plain(scores: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the plain model, one a task."""
-    return scores[(scores.method == "plain model") & (scores.speedup == 1) & (scores.axis == "layers")]
+    return _without_exiting(scores, "plain model")
+
+
+def _without_exiting(scores: pd.DataFrame, method: str) -> pd.DataFrame:
+    """The rows of a method at 1x, one a task."""
+    return scores[(scores.method == method) & (scores.speedup == 1) & (scores.axis == "layers")]
 
 
 def score_table(scores: pd.DataFrame, task: str, axis: str = "layers") -> pd.DataFrame:
@@ -369,6 +386,7 @@ def readme_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
         f"{rows.profile.iloc[0]}, {rows.backbone.iloc[0]}. Bold: the highest of a task. ↑ ↓: above or below the fixed "
         "exits, which cost nothing, by more than a 95% interval. Empty: out of reach, or without a meaning there. "
         + (f"Left out, as the plain model did not learn it at this size: {', '.join(left_out)}. " if left_out else "")
+        + "".join(f"{sentence} " for sentence in blind_exits(scores))
         + "Intervals, other speed-ups and the cost of each method: [notebook 08](notebooks/08_scoreboard.ipynb)."
     )
     return f"{markdown_table(table)}\n\n{facts}"

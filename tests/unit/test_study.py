@@ -237,6 +237,15 @@ def test_readme_of_the_repository_holds_the_committed_scores() -> None:
         assert shown == f"\n{page.readme_table(committed)}\n", "run: python -m eeutils.study readme"
 
 
+def test_exits_that_learned_nothing_are_no_baseline_to_be_proud_of() -> None:
+    scores = score_rows(plain_model={1.0: (0.80, 0)}, fixed_exits={1.0: (0.505, -0.2)})
+    [sentence] = page.blind_exits(scores)
+    assert sentence.startswith("Movie reviews, polarity: exits trained together")
+    assert "accuracy 0.505 [0.495, 0.515], a blind answer 0.500" in sentence
+    better = scores.assign(low=scores.score - 0.001)
+    assert page.blind_exits(better) == []
+
+
 def test_the_table_of_the_search_marks_the_rate_in_use_and_adds_the_mean() -> None:
     rows = [("A", 2e-4, 0.7, False), ("A", 1e-4, 0.8, True), ("B", 1e-4, 0.6, True), ("B", 2e-4, 0.9, False)]
     search = pd.DataFrame(rows, columns=["method", "learning_rate", "dev_area", "in_use"])
