@@ -39,7 +39,7 @@ from eeutils.batching import Samples, encode_split
 from eeutils.checkpoints import remove_checkpoints
 from eeutils.errors import InputError
 from eeutils.evidence import Evidence, record
-from eeutils.exits import MultiStageModel
+from eeutils.exits import Exit, MultiStageModel
 from eeutils.files import atomic_write, repository_root, sha256
 from eeutils.method import Method
 from eeutils.settings import Setting
@@ -193,6 +193,8 @@ def _train(run: Run, config: dict[str, Any], parent: Run | None, progress: bool)
     work = runs_dir() / f".work-{_hash(config)[:10]}"
     training.set_seed(setting.seed)
     model = method.build(setting, classes_of(setting), **run.options)
+    if spec_of(setting.task).kind == "regression":
+        _start_at_mean(model, run.samples("train"))
     if parent is not None:
         _load_into(model, parent.directory / "model.safetensors")
     log.info("training %s on %s, seed %s", method.name, setting.task, setting.seed)
@@ -287,6 +289,17 @@ def _read_weights(
         raise InputError(f"{weights} cannot be read ({error}); delete its folder and run again") from error
 
 
+def _start_at_mean(model: MultiStageModel, train: Samples) -> None:
+    """Let every exit begin with the mean of the numbers that it is to learn.
+
+    One step moves a bias by no more than the learning rate, so a mean far from zero is reached through the encoder
+    instead: exits that learn together then bend it to one constant, and may learn nothing else in a short training.
+    """
+    for module in model.modules():
+        if isinstance(module, Exit):
+            torch.nn.init.constant_(module.classifier.bias, train.labels.double().mean().item())
+
+
 def _load_into(model: MultiStageModel, weights: Path) -> None:
     """Load another method's weights where the names agree; all of them must find a place."""
     missing, unexpected = _read_weights(model, weights, strict=False)
@@ -305,6 +318,8 @@ def _config(method: Method, setting: Setting, options: dict[str, Any]) -> dict[s
         "metrics": spec_of(setting.task).metrics,
         "data": task_of(setting.task, setting.train_size, setting.test_size).fingerprint,
         "code": _code_fingerprint(method),
+        # Where the answers of a regression begin, see `_start_at_mean`.
+        **({"begins": "mean"} if spec_of(setting.task).kind == "regression" else {}),
         "starts_from": _hash(_config(parent, setting, parent.with_options())) if parent else None,
         **({"precision": training.precision()} if training.precision() != "no" else {}),
         # Further encoders, where an option names them.
