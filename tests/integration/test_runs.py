@@ -20,12 +20,13 @@ from eeutils.batching import Batch
 from eeutils.errors import InputError
 from eeutils.evidence import record
 from eeutils.exits import Answers, MultiStageModel
-from eeutils.method import Notes
+from eeutils.method import Method, Notes
 from eeutils.metrics import headline
-from eeutils.papers import badge, deebert, finetuned, pabee
+from eeutils.papers import badge, deebert, finetuned, hashee, pabee
 from eeutils.runs import Run, load_or_train
 from eeutils.settings import Setting
 from eeutils.specs import TASKS
+from eeutils.tasks import Task
 from eeutils.training import Phase
 from tests.tiny import tiny_task
 
@@ -325,6 +326,24 @@ def test_a_regression_has_one_output(setting: Setting) -> None:
     run = train(pabee.METHOD, replace(setting, task="movie-valence"))
     assert run.test.classes == 1
     assert run.test.regression
+
+
+@pytest.mark.parametrize("method", [finetuned.METHOD, pabee.METHOD, hashee.METHOD], ids=lambda method: method.name)
+def test_a_regression_far_from_zero_is_within_reach_of_the_first_steps(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    def far(name: str, **sizes: object) -> Task:
+        task = tiny_task(name)
+        moved = {
+            split: getattr(task, split).map(lambda row: {"label": row["label"] + 50})
+            for split in ("train", "dev", "test")
+        }
+        return replace(task, **moved)
+
+    monkeypatch.setattr(runs, "load_task", far)
+    run = train(method, replace(setting, task="movie-valence", learning_rate=1e-4))
+    distance = (run.test.predictions.double() - run.test.labels.double()).abs().mean(dim=-1)
+    assert (distance < 5).all(), "answers that begin at 0 are 50 away"
 
 
 def test_runs_of_different_keys_do_not_wait_for_each_other(setting: Setting) -> None:
