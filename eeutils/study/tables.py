@@ -210,7 +210,7 @@ def agreement(found: Found) -> Rows:
 
 def costs(found: Found) -> Rows:
     """Parameters of the model in use (the largest, where there is a choice), and the trainings that it takes; those of
-    CascadeBERT's cross-fitted judges are not counted."""
+    CascadeBERT's cross-fitted judges are not counted. Seconds are medians: something else may have kept one seed up."""
     plain = {result.setting.seed: _seconds(result.runs) for result in found.get(PLAIN, [])}
     for label, results in found.items():
         if results[0].entry.kind == HEADROOM:
@@ -222,8 +222,8 @@ def costs(found: Found) -> Rows:
             "method": label,
             "parameters": max(sum(weight.numel() for weight in model.parameters()) for model in models),
             "trainings": len(with_parents(results[0].runs)),
-            "training_seconds": _mean(seconds),
-            "times_plain": _mean(ratios),
+            "training_seconds": median(seconds),
+            "times_plain": median(ratios) if ratios else math.nan,
             "seeds": len(results),
         }
 
