@@ -295,9 +295,10 @@ def _start_at_mean(model: MultiStageModel, train: Samples) -> None:
     One step moves a bias by no more than the learning rate, so a mean far from zero is reached through the encoder
     instead: exits that learn together then bend it to one constant, and may learn nothing else in a short training.
     """
+    mean = train.labels.double().mean().item()
     for module in model.modules():
         if isinstance(module, Exit):
-            torch.nn.init.constant_(module.classifier.bias, train.labels.double().mean().item())
+            torch.nn.init.constant_(module.classifier.bias, mean)
 
 
 def _load_into(model: MultiStageModel, weights: Path) -> None:

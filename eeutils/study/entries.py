@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from eeutils.backbone import OFFLINE_BACKBONES, load_backbone
+from eeutils.backbone import load_backbone
 from eeutils.errors import unknown
 from eeutils.evidence import Evidence
 from eeutils.method import Method
 from eeutils.papers import badge, cascadebert, consistentee, de3bert, deebert, ensemble, finetuned, hashee, pabee
 from eeutils.rules import Rule, entropy, fixed, oracle, random
 from eeutils.runs import Run, load_or_train, metric_of, run_key, runs_dir
-from eeutils.settings import SLOW_TASKS, Setting
+from eeutils.settings import Setting, learns_slowly
 from eeutils.specs import spec_of
 from eeutils.tradeoff import Metric
 
@@ -133,7 +133,7 @@ def searched_methods(tasks: Sequence[str], backbone: str) -> dict[str, list[str]
     """What the search trains at every rate, with one seed: all methods on the first task, and the k-layer models alone
     on the tasks that have a rate of their own."""
     first = {tasks[0]: method_names(tasks[0], backbone)}
-    own = [task for task in tasks[1:] if task in SLOW_TASKS and backbone in OFFLINE_BACKBONES]
+    own = [task for task in tasks[1:] if learns_slowly(task, backbone)]
     return first | {task: [finetuned.METHOD.name] for task in own}
 
 

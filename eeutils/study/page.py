@@ -142,9 +142,9 @@ def blind_exits(scores: pd.DataFrame) -> list[str]:
     known = learned(scores)
     exits = _without_exiting(scores, "fixed exits")
     return [
-        f"{title_of(row.task)}: exits trained together (the checkpoint of PABEE and of the fixed exits) learned "
-        f"nothing at this size: even their last one has {metric_name(row.task)} {row.score:.3f} [{row.low:.3f}, "
-        f"{row.high:.3f}], a blind answer {row.blind:.3f}. To beat them there means little."
+        f"{title_of(row.task)}: exits trained together (the checkpoint of PABEE and of the fixed exits) are not shown "
+        f"to have learned anything at this size: even their last one has {metric_name(row.task)} {row.score:.3f} "
+        f"[{row.low:.3f}, {row.high:.3f}], a blind answer {row.blind:.3f}. To beat them there means little."
         for row in exits[exits.task.isin(known) & (exits.low <= exits.blind)].itertuples()
     ]
 
