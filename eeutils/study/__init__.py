@@ -8,5 +8,5 @@
     python -m eeutils.study readme
 
 `entries` says what is run, `tables` reads the runs into tables, `across` judges claims over tasks and seeds, and `page`
-reads the tables and nothing else: ranks, sentences, the claims ledger, the table of README.
+reads the tables and nothing else: ranks, sentences, the claims ledger. `headline` puts a short table into README.
 """

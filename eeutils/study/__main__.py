@@ -9,7 +9,7 @@ from eeutils.files import atomic_write, repository_root
 from eeutils.settings import Setting
 from eeutils.sources import SourceError
 from eeutils.study.entries import at_rate, train
-from eeutils.study.page import write_readme
+from eeutils.study.headline import write_readme
 from eeutils.study.tables import measure, tables, write
 
 

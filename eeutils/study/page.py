@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from scipy import stats
 
 from eeutils import claims
 from eeutils.errors import InputError
-from eeutils.files import atomic_write, repository_root
+from eeutils.files import repository_root
 from eeutils.specs import TASKS
 from eeutils.statistics import Interval
 
@@ -46,14 +45,8 @@ COLUMNS = {
 
 MADE_WITH = ("profile", "backbone", "commit")
 
-MARKS = ("<!-- study: begin -->", "<!-- study: end -->")
-"""In README, the headline table stands between them."""
-
 STUDY_TASKS = ("movie", "sst2", "mrpc", "rte", "cola", "movie-valence", "stsb")
 """The tasks that a complete study has; the page says which of them are missing."""
-
-README_BASELINES = ("PABEE's exits, entropy", "fixed exits")
-"""What stands beside the methods in README's table."""
 
 NOT_RUN = "not run"
 
@@ -121,13 +114,13 @@ def not_run(scores: pd.DataFrame, tasks: Sequence[str], methods: Sequence[str]) 
 def learned(scores: pd.DataFrame) -> list[str]:
     """The tasks on which the plain model is shown to know more than a blind answer, the same for everybody. On the
     others nothing was learned, so no exit and no rule can be compared."""
-    plain = _plain(scores)
+    plain = plain_model(scores)
     return plain[plain.low > plain.blind].task.tolist()
 
 
 def not_learned(scores: pd.DataFrame) -> list[str]:
     """A sentence for each task on which the plain model is not shown to know more than a blind answer."""
-    plain, known = _plain(scores), learned(scores)
+    plain, known = plain_model(scores), learned(scores)
     return [
         f"{title_of(row.task)} was not learned at this size: the plain model has {metric_name(row.task)} "
         f"{row.score:.3f} [{row.low:.3f}, {row.high:.3f}] and the same answer for everybody {row.blind:.3f}. Its "
@@ -149,7 +142,8 @@ def blind_exits(scores: pd.DataFrame) -> list[str]:
     ]
 
 
-def _plain(scores: pd.DataFrame) -> pd.DataFrame:
+def plain_model(scores: pd.DataFrame) -> pd.DataFrame:
+    """The plain model at 1x, one row a task."""
     return _without_exiting(scores, "plain model")
 
 
@@ -351,65 +345,8 @@ def _as_text(path: Path) -> list[dict[str, str]]:
     return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
 
 
-def readme_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
-    """The table of README in Markdown: methods by task at one layer speed-up, beside two baselines and the plain model.
-
-    The best of each task is bold; an arrow says that the paired interval of the distance to the fixed exits leaves out
-    zero, upwards or downwards.
-
-    Raises:
-        InputError: no task that was learned, or nothing of this speed-up in the table.
-    """
-    known = learned(scores)
-    layers = scores[(scores.axis == "layers") & scores.task.isin(known)]
-    rows = layers[(layers.speedup == speedup) & ((layers.kind == "method") | layers.method.isin(README_BASELINES))]
-    if len(rows) == 0:
-        raise InputError(f"study-scores.csv holds no task that was learned, at {speedup:g}x; run `make study` first")
-    best = rows.groupby("task").score.transform("max")
-    cells = []
-    for row, top in zip(rows.itertuples(), best, strict=True):
-        score = f"**{row.score:.3f}**" if row.score == top else f"{row.score:.3f}"
-        cells.append(score + (" ↑" if row.over_fixed_low > 0 else " ↓" if row.over_fixed_high < 0 else ""))
-    plain = _plain(layers).assign(method="plain model, 1x")
-    shown = pd.concat([rows.assign(cell=cells), plain.assign(cell=plain.score.map("{:.3f}".format))])
-    order, tasks = ([*dict.fromkeys(shown[name])] for name in ("method", "task"))
-    table = (
-        shown.pivot_table(index="method", columns="task", values="cell", aggfunc="first")
-        .reindex(order)[tasks]
-        .fillna("")
-    )
-    table.columns = [f"{title_of(task)} ({metric_name(task)})" for task in tasks]
-    seeds = sorted(rows.groupby("task").seeds.max().unique())
-    left_out = [title_of(task) for task in dict.fromkeys(scores.task) if task not in known]
-    facts = (
-        f"Scores at {speedup:g}x by layers, mean over {' or '.join(map(str, seeds))} seeds, profile "
-        f"{rows.profile.iloc[0]}, {rows.backbone.iloc[0]}. Bold: the highest of a task. ↑ ↓: above or below the fixed "
-        "exits, which cost nothing, by more than a 95% interval. Empty: out of reach, or without a meaning there. "
-        + (f"Left out, as the plain model did not learn it at this size: {', '.join(left_out)}. " if left_out else "")
-        + "".join(f"{sentence} " for sentence in blind_exits(scores))
-        + "Intervals, other speed-ups and the cost of each method: [notebook 08](notebooks/08_scoreboard.ipynb)."
-    )
-    return f"{markdown_table(table)}\n\n{facts}"
-
-
 def markdown_table(table: pd.DataFrame) -> str:
     """A table of texts in Markdown, its index as the first column; a third of the size that a notebook's HTML takes."""
     rows = [["", *table.columns], *(list(row) for row in table.itertuples())]
     lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-
-
-def write_readme(path: Path) -> None:
-    """Put `readme_table` between the marks of a README.
-
-    Raises:
-        InputError: a file without the marks.
-    """
-    begin, end = MARKS
-    text = path.read_text(encoding="utf-8")
-    if begin not in text or end not in text:
-        raise InputError(f"{path.name} has no marks; put {begin} and {end} on lines of their own where the table goes")
-    table = readme_table(read_table("scores"))
-    between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", flags=re.DOTALL)
-    with atomic_write(path) as partial:
-        partial.write_text(between.sub(lambda _: f"{begin}\n{table}\n{end}", text), encoding="utf-8")

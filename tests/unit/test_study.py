@@ -13,7 +13,7 @@ from eeutils import claims
 from eeutils.errors import InputError
 from eeutils.files import repository_root
 from eeutils.runs import metric_of
-from eeutils.study import entries, page
+from eeutils.study import entries, headline, page
 
 
 def score_rows(**methods: dict[float, tuple[float, float]]) -> pd.DataFrame:
@@ -184,11 +184,11 @@ def test_a_task_that_the_plain_model_did_not_learn_is_named_and_compared_nowhere
     assert page.learned(scores) == ["movie"]
     [sentence] = page.not_learned(scores)
     assert sentence.startswith("CoLA was not learned at this size: the plain model has matthews 0.010 [0.000, 0.020]")
-    table = page.readme_table(scores)
+    table = headline.headline_table(scores)
     assert "CoLA (matthews)" not in table
     assert "Left out, as the plain model did not learn it at this size: CoLA." in table
     with pytest.raises(InputError, match="no task that was learned"):
-        page.readme_table(cola)
+        headline.headline_table(cola)
 
 
 def test_the_table_of_readme_marks_the_best_and_who_is_above_or_below_the_fixed_exits() -> None:
@@ -200,7 +200,7 @@ def test_the_table_of_readme_marks_the_best_and_who_is_above_or_below_the_fixed_
     mrpc.loc[mrpc.method != "B", "kind"] = "baseline"
     mrpc.loc[mrpc.method == "fixed exits", "over_fixed_low"] = math.nan
     movie.loc[movie.method == "B", "over_fixed_high"] = -0.01
-    lines = page.readme_table(pd.concat([movie, mrpc])).splitlines()
+    lines = headline.headline_table(pd.concat([movie, mrpc])).splitlines()
     assert lines[:6] == [
         "|  | Movie reviews, polarity (accuracy) | MRPC (accuracy) |",
         "|---|---|---|",
@@ -211,30 +211,30 @@ def test_the_table_of_readme_marks_the_best_and_who_is_above_or_below_the_fixed_
     ]
     assert "Scores at 2x by layers, mean over 3 seeds" in lines[-1]
     with pytest.raises(InputError, match="make study"):
-        page.readme_table(movie, 7.0)
+        headline.headline_table(movie, 7.0)
 
 
 def test_readme_changes_between_its_marks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EEUTILS_RESULTS", str(tmp_path))
     scores = score_rows(A={2.0: (0.80, 0)}, plain_model={1.0: (0.81, 0)})
     scores.to_csv(tmp_path / "study-scores.csv", index=False)
-    readme, (begin, end) = tmp_path / "README.md", page.MARKS
+    readme, (begin, end) = tmp_path / "README.md", headline.MARKS
     readme.write_text(f"above\n\n{begin}\nold\n{end}\n\nbelow\n")
-    page.write_readme(readme)
-    page.write_readme(readme)
-    assert readme.read_text() == f"above\n\n{begin}\n{page.readme_table(scores)}\n{end}\n\nbelow\n"
+    headline.write_readme(readme)
+    headline.write_readme(readme)
+    assert readme.read_text() == f"above\n\n{begin}\n{headline.headline_table(scores)}\n{end}\n\nbelow\n"
     readme.write_text("no marks")
     with pytest.raises(InputError, match="has no marks"):
-        page.write_readme(readme)
+        headline.write_readme(readme)
 
 
 def test_readme_of_the_repository_holds_the_committed_scores() -> None:
-    begin, end = page.MARKS
+    begin, end = headline.MARKS
     text = (repository_root() / "README.md").read_text(encoding="utf-8")
     committed = page.read_table("scores", repository_root() / "data" / "results")
     assert text.count(begin) == text.count(end) == (1 if len(committed) else 0)
     for shown in re.findall(f"{re.escape(begin)}(.*?){re.escape(end)}", text, flags=re.DOTALL):
-        assert shown == f"\n{page.readme_table(committed)}\n", "run: python -m eeutils.study readme"
+        assert shown == f"\n{headline.headline_table(committed)}\n", "run: python -m eeutils.study readme"
 
 
 def test_exits_that_learned_nothing_are_no_baseline_to_be_proud_of() -> None:
