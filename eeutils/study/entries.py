@@ -38,6 +38,7 @@ class Entry:
         rule: when samples leave.
         kind: `METHOD`, `BASELINE` or `HEADROOM`.
         regression: whether it means anything when the answer is one number.
+        trained_for: the one threshold that the training is meant for; None where any threshold is as good.
     """
 
     label: str
@@ -45,6 +46,7 @@ class Entry:
     rule: Rule
     kind: str = METHOD
     regression: bool = False
+    trained_for: float | None = None
 
 
 def _one(method: Method) -> Callable[[str, int], Wanted]:
@@ -82,7 +84,7 @@ ENTRIES = (
     _as_published(badge.METHOD),
     _as_published(cascadebert.METHOD, wanted=_cascade),
     _as_published(de3bert.METHOD),
-    _as_published(consistentee.METHOD),
+    _as_published(consistentee.METHOD, trained_for=consistentee.OPERATING_POINT),
     Entry(hashee.METHOD.title, _schedules, fixed(), regression=True),
     _as_published(ensemble.METHOD),
     Entry("PABEE's exits, entropy", _one(pabee.METHOD), entropy(), BASELINE),

@@ -34,7 +34,7 @@ def headline_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
     cells = []
     for row, top in zip(rows.itertuples(), best, strict=True):
         score = f"**{row.score:.3f}**" if row.score == top else f"{row.score:.3f}"
-        cells.append(score + (" ↑" if row.over_fixed_low > 0 else " ↓" if row.over_fixed_high < 0 else ""))
+        cells.append(score + page.against_fixed(row))
     plain = page.plain_model(layers).assign(method="plain model, 1x")
     shown = pd.concat([rows.assign(cell=cells), plain.assign(cell=plain.score.map("{:.3f}".format))])
     order, tasks = ([*dict.fromkeys(shown[name])] for name in ("method", "task"))
@@ -42,6 +42,7 @@ def headline_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
         shown.pivot_table(index="method", columns="task", values="cell", aggfunc="first")
         .reindex(order)[tasks]
         .fillna("")
+        .rename_axis(None)
     )
     table.columns = [f"{page.title_of(task)} ({page.metric_name(task)})" for task in tasks]
     seeds = sorted(rows.groupby("task").seeds.max().unique())

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,11 +23,14 @@ _GAPS = tuple(f"over_{other}{end}" for other in ("fixed", "best") for end in (""
 _SPEEDS = ("layer_speedup", "flops_speedup")
 _KINDS = {"layers": "layer", "flops": "FLOPs"}
 """Axis -> the word before "speed-up"."""
+_AXES = {"layers": "layers", "flops": "FLOPs"}
+"""Axis -> what is counted."""
 
 COLUMNS = {
     "scores": ("task", "method", "kind", "axis", "speedup", "score", "low", "high", "kept", "blind", "seeds", *_GAPS),
     "curves": ("task", "seed", "method", "kind", "score", *_SPEEDS),
     "areas": ("task", "seed", "method", "kind", "axis", "area"),
+    "points": ("task", "seed", "method", "threshold", "score", *_SPEEDS),
     "costs": ("task", "method", "parameters", "trainings", "training_seconds", "times_plain", "seeds"),
     "times": (
         *("task", "seed", "method", "batch", *_SPEEDS, "wall_speedup", "wall_low", "wall_high"),
@@ -78,6 +82,11 @@ def title_of(task: str) -> str:
 def metric_name(task: str) -> str:
     """The headline metric's name."""
     return TASKS[task].metrics[0] if task in TASKS else "score"
+
+
+def is_regression(task: str) -> bool:
+    """Whether the answer is a number; of a task of one's own that is not known here, and taken to be a class."""
+    return task in TASKS and TASKS[task].kind == "regression"
 
 
 def trained_on(runs: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
@@ -169,32 +178,69 @@ def _by_speedup(rows: pd.DataFrame, values: str) -> pd.DataFrame:
     return table.rename(columns="{:g}x".format).rename_axis(columns=None)
 
 
-def in_short(scores: pd.DataFrame, axis: str = "layers") -> list[str]:
-    """One item per speed-up, over all tasks: who is highest where, who is never told apart from the highest, and how
-    often each method beats the fixed exits."""
-    rows, sentences = scores[scores.axis == axis].reset_index(drop=True), []
-    kind = _KINDS[axis]
-    for speedup in SPEEDUPS[1:]:
-        here = rows[rows.speedup == speedup]
-        if len(here) == 0:
-            continue
-        tasks = list(dict.fromkeys(here.task))
-        highest = here.loc[here.groupby("task").score.idxmax()].set_index("task").method
-        led = {
-            method: [title_of(task) for task in tasks if highest[task] == method] for method in dict.fromkeys(highest)
-        }
-        told_apart = here[here.over_best_high < 0].groupby("method").task.nunique()
-        close = [
-            method
-            for method, on in here.groupby("method", sort=False)
-            if method not in told_apart and on.task.nunique() == len(tasks)
-        ]
-        above = here[here.over_fixed_low > 0].groupby("method", sort=False).task.nunique().sort_values(ascending=False)
-        said = "; ".join(f"**{method}** on {', '.join(on)}" for method, on in led.items())
-        sentence = f"**{speedup:g}x** ({kind} speed-up): highest are {said}."
-        sentence += f" Never told apart from the highest: {', '.join(close) or 'nobody'}."
-        shown = ", ".join(f"{method} {count}" for method, count in above.items()) or "nobody"
-        sentences.append(f"{sentence} Shown to beat the fixed exits, on so many of {len(tasks)} task(s): {shown}.")
+def in_short(scores: pd.DataFrame, costs: pd.DataFrame, axis: str = "layers") -> pd.DataFrame:
+    """If you need ..., take ...: for each speed-up, and apart for classifications and regressions, the method with the
+    best mean rank over all tasks, how sure that is, and how long it trains.
+
+    Returns:
+        One row a need; empty where nothing reaches any of the speed-ups on all tasks.
+    """
+    rows, regression = [], scores.task.map(is_regression).astype(bool)
+    for kind, of_kind in (("class", scores[~regression]), ("number", scores[regression])):
+        for speedup in SPEEDUPS[1:]:
+            here = of_kind[(of_kind.axis == axis) & (of_kind.speedup == speedup)]
+            ranks, _ = mean_ranks(here.assign(seed=0), "score")
+            if len(ranks):
+                rows.append({"if you need": f"a {kind} at {speedup:g}x in {_AXES[axis]}", **_take(here, ranks, costs)})
+    return pd.DataFrame(rows).set_index("if you need") if rows else pd.DataFrame()
+
+
+def _take(here: pd.DataFrame, ranks: pd.Series, costs: pd.DataFrame) -> dict[str, str]:
+    """A row of `in_short`: from the scores at one speed-up, the ranks of those who reach it on all tasks, and costs."""
+    best, tasks = ranks.index[0], here.task.nunique()
+    own = here[here.method == best]
+    top = here.groupby("task").score.max()
+    longer = costs[(costs.method == best) & costs.task.isin(here.task)].times_plain.median()
+    counts = {
+        "highest on": (own.score == own.task.map(top)).sum(),
+        "told apart from the highest on": (own.over_best_high < 0).sum(),
+        "shown to beat the fixed exits on": (own.over_fixed_low > 0).sum(),
+    }
+    return {
+        "take": f"**{best}**",
+        "mean rank": f"{ranks.iloc[0]:.1f} of {len(ranks)}",
+        **{name: f"{count} of {tasks}" for name, count in counts.items()},
+        "training time": f"{longer:.1f} times plain" if math.isfinite(longer) else "",
+        "next by mean rank": "; ".join(f"{method} {rank:.1f}" for method, rank in ranks.iloc[1:4].items()),
+    }
+
+
+def leaders(scores: pd.DataFrame, axis: str = "layers") -> pd.DataFrame:
+    """Speed-ups by task: who is highest, its score, and an arrow as in `against_fixed`."""
+    rows = scores[(scores.axis == axis) & (scores.speedup > 1)]
+    rows = rows.loc[rows.groupby(["task", "speedup"], sort=False).score.idxmax()]
+    cells = [f"{row.method} {row.score:.3f}{against_fixed(row)}" for row in rows.itertuples()]
+    table = rows.assign(cell=cells).pivot_table(index="speedup", columns="task", values="cell", aggfunc="first")
+    return table[list(dict.fromkeys(rows.task))].rename(index="{:g}x".format, columns=title_of)
+
+
+def against_fixed(row: Any) -> str:
+    """An arrow where a row of the scores is above or below the fixed exits by more than an interval, else nothing."""
+    return " ↑" if row.over_fixed_low > 0 else " ↓" if row.over_fixed_high < 0 else ""
+
+
+def operating_points(points: pd.DataFrame) -> list[str]:
+    """A sentence for each method that is trained for one speed: where that is on each task, means over seeds."""
+    sentences = []
+    for (method, threshold), rows in points.groupby(["method", "threshold"], sort=False):
+        said = []
+        for task, of_task in rows.groupby("task", sort=False):
+            speedup = 1 / (1 / of_task.layer_speedup).mean()
+            said.append(f"{title_of(task)} {speedup:.2f}x ({metric_name(task)} {of_task.score.mean():.3f})")
+        sentences.append(
+            f"**{method}** is trained for one speed. At its own threshold, {threshold:g}, it has by layers: "
+            f"{', '.join(said)}. The rest of its curve asks exits for which it was not trained."
+        )
     return sentences
 
 
@@ -318,10 +364,9 @@ def across_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Claims over tasks: one line a comparison and speed-up, one column a task, each cell a difference and
     its interval; the verdict over all tasks stands on the first line of each claim."""
     cells = [f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in rows.itertuples()]
-    kind = {"layers": "layers", "flops": "FLOPs"}
     said = [
         f"{row.ours} minus {row.theirs}"
-        + ("" if row.axis == "exits" else f"; at {row.speedup:.3g}x ({kind[row.axis]})")
+        + ("" if row.axis == "exits" else f"; at {row.speedup:.3g}x ({_AXES[row.axis]})")
         for row in rows.itertuples()
     ]
     order, tasks = [name for name in claims.ledger() if name in set(rows.claim)], list(dict.fromkeys(rows.task))
@@ -347,6 +392,6 @@ def _as_text(path: Path) -> list[dict[str, str]]:
 
 def markdown_table(table: pd.DataFrame) -> str:
     """A table of texts in Markdown, its index as the first column; a third of the size that a notebook's HTML takes."""
-    rows = [["", *table.columns], *(list(row) for row in table.itertuples())]
+    rows = [[table.index.name or "", *table.columns], *(list(row) for row in table.itertuples())]
     lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])

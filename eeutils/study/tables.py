@@ -112,6 +112,16 @@ def areas(found: Found) -> Rows:
                 yield {**_about(result), "axis": axis, "area": tradeoff.area(swept, axis=axis)}
 
 
+def points(found: Found) -> Rows:
+    """Where a method stands that is trained for one threshold."""
+    for result in _each(found):
+        if (threshold := result.entry.trained_for) is not None:
+            metric = metric_for_resamples(result.setting.task)
+            point = tradeoff.operate(result.test, result.entry.rule, metric, threshold)
+            about = {"seed": result.setting.seed, "method": result.entry.label, "threshold": threshold}
+            yield about | {name: point[name] for name in ("score", "layer_speedup", "flops_speedup")}
+
+
 def scores(found: Found) -> Rows:
     """Scores at equal speed-up: the mean over seeds with its interval over seeds and samples, the share of the plain
     model's score that is kept, and how far the method is above the fixed exits and above (below) the best one there."""
@@ -283,6 +293,7 @@ def search(profile: str, setting: Setting) -> list[dict[str, Any]]:
 READERS: dict[str, Callable[[Found], Rows]] = {
     "curves": curves,
     "areas": areas,
+    "points": points,
     "scores": scores,
     "calibration": calibration,
     "agreement": agreement,

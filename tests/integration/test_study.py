@@ -125,6 +125,21 @@ def test_a_seed_that_was_not_run_is_not_in_the_tables(study: SimpleNamespace) ->
     assert "DE3-BERT" not in set(study.frames["agreement"].method), "one seed agrees with nobody"
 
 
+def test_the_one_speed_that_a_method_is_trained_for_is_told(study: SimpleNamespace) -> None:
+    points = study.frames["points"]
+    assert points[["method", "seed", "threshold"]].to_numpy().tolist() == [
+        ["ConsistentEE", seed, 0.5] for seed in SEEDS
+    ]
+    for row in points.itertuples():
+        run = runs.load_or_train(consistentee.METHOD, setting_of(study, row.seed))
+        leave = run.test.extras["policy"] > 0.5
+        leave[-1] = True
+        stages = leave.long().argmax(dim=0)
+        assert row.layer_speedup == pytest.approx(4 / (stages + 1).double().mean().item())
+        right = run.test.predictions.gather(0, stages[None])[0] == run.test.labels
+        assert row.score == pytest.approx(right.double().mean().item())
+
+
 def test_the_oracle_is_one_point_where_the_first_right_exit_answers(study: SimpleNamespace) -> None:
     points = study.frames["curves"].query("method == 'oracle'").set_index("seed")
     assert len(points) == len(SEEDS)

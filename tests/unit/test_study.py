@@ -118,14 +118,48 @@ def test_advice_names_the_best_and_whoever_is_not_told_apart() -> None:
     assert fourth.startswith("**4x**")
 
 
-def test_in_short_tells_who_leads_where_and_who_is_never_told_apart() -> None:
+def test_in_short_takes_the_best_mean_rank_and_says_how_sure_that_is() -> None:
     movie = score_rows(A={2.0: (0.80, 0)}, B={2.0: (0.79, 0.002)}, C={2.0: (0.70, -0.03)})
     mrpc = score_rows(A={2.0: (0.70, -0.01)}, B={2.0: (0.75, 0)}).assign(task="mrpc", over_fixed_low=-0.1)
-    [sentence] = page.in_short(pd.concat([movie, mrpc]))
-    assert "highest are **A** on Movie reviews, polarity; **B** on MRPC." in sentence
-    # A is told apart on MRPC; C is told apart, and was not run on MRPC.
-    assert "Never told apart from the highest: B." in sentence
-    assert sentence.endswith("on so many of 2 task(s): A 1.")
+    cola = score_rows(A={2.0: (0.1, -0.01)}, B={2.0: (0.2, 0)}).assign(task="cola")
+    stsb = score_rows(C={3.0: (0.5, 0)}).assign(task="stsb")
+    costs = pd.DataFrame({"task": ["movie", "mrpc", "cola"], "method": "B", "times_plain": [1.0, 2.0, 9.0]})
+    table = page.in_short(pd.concat([movie, mrpc, cola, stsb]), costs)
+    assert table.index.tolist() == ["a class at 2x in layers", "a number at 3x in layers"]
+    # Ranks of B: 2, 1, 1; of A: 1, 2, 2; C was not run on all of them.
+    assert table.iloc[0].to_dict() == {
+        "take": "**B**",
+        "mean rank": "1.3 of 2",
+        "highest on": "2 of 3",
+        "told apart from the highest on": "0 of 3",
+        "shown to beat the fixed exits on": "1 of 3",
+        "training time": "2.0 times plain",
+        "next by mean rank": "A 1.7",
+    }
+    assert table.iloc[1][["take", "training time", "next by mean rank"]].tolist() == ["**C**", "", ""]
+
+
+def test_in_short_is_empty_where_nothing_was_run() -> None:
+    assert len(page.in_short(page.read_table("scores", Path("nowhere")), pd.DataFrame())) == 0
+
+
+def test_leaders_are_the_highest_with_their_scores_against_the_fixed_exits() -> None:
+    movie = score_rows(A={2.0: (0.80, 0), 3.0: (0.6, -0.1)}, B={2.0: (0.79, 0.002), 3.0: (0.7, 0)})
+    mrpc = score_rows(B={2.0: (0.75, 0)}).assign(task="mrpc", over_fixed_low=-0.1)
+    table = page.leaders(pd.concat([movie, mrpc]))
+    assert table.to_dict("index")["2x"] == {"Movie reviews, polarity": "A 0.800 ↑", "MRPC": "B 0.750"}
+    assert table.loc["3x", "Movie reviews, polarity"] == "B 0.700 ↑"
+    assert pd.isna(table.loc["3x", "MRPC"])
+
+
+def test_the_speed_that_a_method_is_trained_for_is_a_mean_of_costs() -> None:
+    row = {"task": "movie", "method": "A", "threshold": 0.5, "score": 0.8}
+    points = pd.DataFrame([{**row, "layer_speedup": 1.0}, {**row, "score": 0.7, "layer_speedup": 3.0}])
+    [sentence] = page.operating_points(points)
+    # Half the samples at cost 1 and half at 1/3 cost 2/3.
+    assert sentence.startswith("**A** is trained for one speed. At its own threshold, 0.5, it has by layers: ")
+    assert "Movie reviews, polarity 1.50x (accuracy 0.750)." in sentence
+    assert page.operating_points(points[:0]) == []
 
 
 def test_advice_does_not_claim_what_the_interval_does_not_show() -> None:
