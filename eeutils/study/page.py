@@ -221,7 +221,8 @@ def leaders(scores: pd.DataFrame, axis: str = "layers") -> pd.DataFrame:
     rows = rows.loc[rows.groupby(["task", "speedup"], sort=False).score.idxmax()]
     cells = [f"{row.method} {row.score:.3f}{against_fixed(row)}" for row in rows.itertuples()]
     table = rows.assign(cell=cells).pivot_table(index="speedup", columns="task", values="cell", aggfunc="first")
-    return table[list(dict.fromkeys(rows.task))].rename(index="{:g}x".format, columns=title_of)
+    table = table[list(dict.fromkeys(rows.task))].rename(index="{:g}x".format, columns=title_of)
+    return table.rename_axis(f"{_KINDS[axis]} speed-up").rename_axis(columns=None)
 
 
 def against_fixed(row: Any) -> str:
