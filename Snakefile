@@ -26,6 +26,9 @@ NOTEBOOKS = {
     "08_scoreboard": [],
 }
 
+# They start first: begun last, a long one would run on alone when all others are done.
+LONG = {"06_hashee"}
+
 try:
     BATCH = batch.validate(config)
     if workflow.is_main_process and not workflow.dryrun:
@@ -83,7 +86,7 @@ for NUMBER, (NOTEBOOK, EARLIER) in enumerate(NOTEBOOKS.items()):
             notebook=f"{BATCH.folder}/{NOTEBOOK}.ipynb",
             saved=directory(f"{BATCH.folder}/{NOTEBOOK}"),
         threads: THREADS
-        priority: len(NOTEBOOKS) - NUMBER
+        priority: len(NOTEBOOKS) - (0 if NOTEBOOK in LONG else NUMBER)
         params:
             python=sys.executable,
             profile=BATCH.profile,
