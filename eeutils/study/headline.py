@@ -34,7 +34,7 @@ def headline_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
     cells = []
     for row, top in zip(rows.itertuples(), best, strict=True):
         score = f"**{row.score:.3f}**" if row.score == top else f"{row.score:.3f}"
-        cells.append(score + page.against_fixed(row))
+        cells.append(score + page.arrow(row))
     plain = page.plain_model(layers).assign(method="plain model, 1x")
     shown = pd.concat([rows.assign(cell=cells), plain.assign(cell=plain.score.map("{:.3f}".format))])
     order, tasks = ([*dict.fromkeys(shown[name])] for name in ("method", "task"))

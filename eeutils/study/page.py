@@ -21,8 +21,6 @@ from eeutils.statistics import Interval
 SPEEDUPS = (1.0, 1.5, 2.0, 3.0, 4.0)
 _GAPS = tuple(f"over_{other}{end}" for other in ("fixed", "best") for end in ("", "_low", "_high"))
 _SPEEDS = ("layer_speedup", "flops_speedup")
-_KINDS = {"layers": "layer", "flops": "FLOPs"}
-"""Axis -> the word before "speed-up"."""
 _AXES = {"layers": "layers", "flops": "FLOPs"}
 """Axis -> what is counted."""
 
@@ -85,7 +83,7 @@ def metric_name(task: str) -> str:
 
 
 def is_regression(task: str) -> bool:
-    """Whether the answer is a number; of a task of one's own that is not known here, and taken to be a class."""
+    """Whether the answer is a number. What a task of one's own answers is not in the tables: it counts as a class."""
     return task in TASKS and TASKS[task].kind == "regression"
 
 
@@ -215,17 +213,17 @@ def _take(here: pd.DataFrame, ranks: pd.Series, costs: pd.DataFrame) -> dict[str
     }
 
 
-def leaders(scores: pd.DataFrame, axis: str = "layers") -> pd.DataFrame:
-    """Speed-ups by task: who is highest, its score, and an arrow as in `against_fixed`."""
-    rows = scores[(scores.axis == axis) & (scores.speedup > 1)]
+def leaders(scores: pd.DataFrame) -> pd.DataFrame:
+    """Layer speed-ups by task: who is highest, its score, and its `arrow`."""
+    rows = scores[(scores.axis == "layers") & (scores.speedup > 1)]
     rows = rows.loc[rows.groupby(["task", "speedup"], sort=False).score.idxmax()]
-    cells = [f"{row.method} {row.score:.3f}{against_fixed(row)}" for row in rows.itertuples()]
+    cells = [f"{row.method} {row.score:.3f}{arrow(row)}" for row in rows.itertuples()]
     table = rows.assign(cell=cells).pivot_table(index="speedup", columns="task", values="cell", aggfunc="first")
     table = table[list(dict.fromkeys(rows.task))].rename(index="{:g}x".format, columns=title_of)
-    return table.rename_axis(f"{_KINDS[axis]} speed-up").rename_axis(columns=None)
+    return table.rename_axis(index="layer speed-up", columns=None)
 
 
-def against_fixed(row: Any) -> str:
+def arrow(row: Any) -> str:
     """An arrow where a row of the scores is above or below the fixed exits by more than an interval, else nothing."""
     return " ↑" if row.over_fixed_low > 0 else " ↓" if row.over_fixed_high < 0 else ""
 
@@ -245,19 +243,18 @@ def operating_points(points: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def advice(scores: pd.DataFrame, task: str, axis: str = "layers") -> list[str]:
-    """One sentence per speed-up: if you need ..., take ..., in words no stronger than the intervals allow."""
-    rows, sentences = scores[(scores.task == task) & (scores.axis == axis)], []
-    kind = _KINDS[axis]
+def advice(scores: pd.DataFrame, task: str) -> list[str]:
+    """One sentence per layer speed-up: if you need ..., take ..., in words no stronger than the intervals allow."""
+    rows, sentences = scores[(scores.task == task) & (scores.axis == "layers")], []
     for speedup in SPEEDUPS[1:]:
         here = rows[rows.speedup == speedup].sort_values("score", ascending=False)
         if len(here) == 0:
-            sentences.append(f"**{speedup:g}x** ({kind} speed-up): nothing here reaches it.")
+            sentences.append(f"**{speedup:g}x** (layer speed-up): nothing here reaches it.")
             continue
         best, others = here.iloc[0], here.iloc[1:]
         # The best has no distance to itself; whoever's interval reaches 0 may be as good.
         close = others[~(others.over_best_high < 0)].method.tolist()
-        lead = f"**{speedup:g}x** ({kind} speed-up): **{best.method}** has the highest score, {best.score:.3f}"
+        lead = f"**{speedup:g}x** (layer speed-up): **{best.method}** has the highest score, {best.score:.3f}"
         lead += f", {best.kept:.1%} of the plain model's" if math.isfinite(best.kept) else ""
         if len(others) == 0:
             lead += "; nothing else reaches this speed-up."
