@@ -17,7 +17,7 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 NOTEBOOKS ?= $(sort $(wildcard notebooks/[0-9]*.ipynb))
 
-# What `make reproduce` runs. Empty means the default that eeutils/batch.py names.
+# What `make reproduce` runs. Empty means the default that workflow/execute.py names.
 PROFILE ?=
 TASKS ?=
 SEEDS ?=
@@ -60,7 +60,7 @@ test: $(READY) ## run all tests
 
 .PHONY: bench
 bench: $(READY) ## measure training, sweeps and the runtime; the table goes to data/results/
-	@ACCELERATE_MIXED_PRECISION=no $(PYTHON) -m eeutils.bench
+	@ACCELERATE_MIXED_PRECISION=no $(PYTHON) -m workflow.bench
 
 .PHONY: lab
 lab: $(READY) ## open the notebooks in JupyterLab
@@ -68,7 +68,7 @@ lab: $(READY) ## open the notebooks in JupyterLab
 
 .PHONY: notebooks
 notebooks: $(READY) ## execute the notebooks in place, ready to commit (some: NOTEBOOKS=notebooks/01_deebert_pabee.ipynb)
-	@$(PYTHON) -m eeutils.batch in-place $(NOTEBOOKS)
+	@$(PYTHON) -m workflow.execute in-place $(NOTEBOOKS)
 
 .PHONY: lint
 lint: $(READY) ## check style, spelling and file sizes
@@ -81,8 +81,8 @@ lock: $(READY) ## write requirements.lock anew from what is installed
 .PHONY: clean
 clean: ## remove what runs leave; trained models, downloads and .venv stay
 	@rm -rf reproduced .snakemake build eeutils.egg-info .pytest_cache .ruff_cache .hypothesis
-	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '.partial-*' \
-		-o -name '*.partial.ipynb' -o -name '*.failed.ipynb' \) -print0 | xargs -0 rm -rf
+	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \
+		-o -name '.partial-*' -o -name '*.failed.ipynb' \) -print0 | xargs -0 rm -rf
 
 .PHONY: distclean
 distclean: clean ## also remove .venv and the trained models (runs/); downloads stay

@@ -6,11 +6,15 @@
 # Only what changed runs again: a notebook, the package, the pinned sources, or a setting. An interrupted batch goes
 # on where it stopped. workflow/slurm/config.yaml runs the same jobs on a cluster.
 
+import os
 import sys
 from pathlib import Path
 
-from eeutils import batch
 from eeutils.errors import InputError
+from workflow.execute import from_folder, hold, to_folder, validate
+
+# Jobs run `python -m workflow.execute` in whatever folder --directory names, and that module is not installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")]))
 
 # Adding a notebook is one line. Listed behind it: notebooks whose results it reads, so that it runs after them and
 # again when they did. Trained models need no line: whoever needs one first trains it, the others wait and load it.
@@ -30,15 +34,16 @@ NOTEBOOKS = {
 LONG = {"06_hashee"}
 
 try:
-    BATCH = batch.validate(config)
+    BATCH = validate(config)
     if workflow.is_main_process and not workflow.dryrun:
-        LOCK = batch.hold(Path("reproduced/.lock"))
+        LOCK = hold(Path("reproduced/.lock"))
 except InputError as error:
     sys.exit(f"error: {error}")
 
 # What the scoreboard reads.
 TABLES = sorted(str(path) for kind in ("study-*", "[0-9][0-9]-claims") for path in Path("data/results").glob(f"{kind}.csv"))
-SOURCES = sorted(map(str, [*Path("eeutils").rglob("*.py"), *Path("data").glob("*.toml")]))
+FILES = {"eeutils": "**/*.py", "workflow": "execute.py", "data": "*.toml"}
+SOURCES = sorted(str(path) for folder, names in FILES.items() for path in Path(folder).glob(names))
 
 # The small models of these papers gain little from more threads: on two cores two trainings with one thread each get
 # further than one training with two. More than two notebooks at a time take much memory, so only many cores do that.
@@ -61,7 +66,7 @@ rule all:
 rule collect:
     message: "collecting the results into {output}"
     input:
-        expand(f"{BATCH.folder}/{{notebook}}.ipynb", task=map(batch.to_folder, BATCH.tasks), seed=BATCH.seeds, notebook=NOTEBOOKS),
+        expand(f"{BATCH.folder}/{{notebook}}.ipynb", task=map(to_folder, BATCH.tasks), seed=BATCH.seeds, notebook=NOTEBOOKS),
     output:
         f"reproduced/{BATCH.profile}/results.csv",
     localrule: True
@@ -69,7 +74,7 @@ rule collect:
         python=sys.executable,
         folder=f"reproduced/{BATCH.profile}",
     shell:
-        "{params.python:q} -m eeutils.batch collect {params.folder:q}"
+        "{params.python:q} -m workflow.execute collect {params.folder:q}"
 
 
 for NUMBER, (NOTEBOOK, EARLIER) in enumerate(NOTEBOOKS.items()):
@@ -90,11 +95,11 @@ for NUMBER, (NOTEBOOK, EARLIER) in enumerate(NOTEBOOKS.items()):
         params:
             python=sys.executable,
             profile=BATCH.profile,
-            task=lambda wildcards: batch.from_folder(wildcards.task),
+            task=lambda wildcards: from_folder(wildcards.task),
             backbone=BATCH.backbone,
         shell:
             "mkdir -p {output.saved:q} && OMP_NUM_THREADS={threads} MPLBACKEND=Agg "
-            "{params.python:q} -m eeutils.batch run --unchecked {input.notebook:q} {output.notebook:q} "
+            "{params.python:q} -m workflow.execute run --unchecked {input.notebook:q} {output.notebook:q} "
             "-p profile {params.profile:q} -p task {params.task:q} -p backbone {params.backbone:q} "
             "-p seed {wildcards.seed} -p save_to {output.saved:q}"
 

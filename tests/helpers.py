@@ -1,4 +1,4 @@
-"""What several test modules build: evidence from logits, one of every rule, a metric."""
+"""What several test modules build: evidence or answers from logits, one of every rule, a metric."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eeutils import rules
-from eeutils.evidence import Evidence
-from eeutils.rules import Rule
+from eeutils.exiting import rules
+from eeutils.exiting.evidence import Evidence
+from eeutils.exiting.rules import Rule
+from eeutils.models.cost import Spent
+from eeutils.models.stages import Answers
 
 
 def make_evidence(
@@ -20,25 +22,30 @@ def make_evidence(
     layers: Sequence[int] | None = None,
     reference_layers: int | None = None,
     cost: Tensor | None = None,
+    groups: Sequence[int] | Tensor | None = None,
     **extras: Tensor,
 ) -> Evidence:
-    """Evidence from logits (S, N, C) alone; by default stage s has run s + 1 layers of 10 FLOPs, and heads of 1."""
+    """Evidence from logits (S, N, C) alone; by default stage s has run s + 1 layers of 10 FLOPs, and heads of 1.
+
+    `cost` are the FLOPs (S, N); those of the reference are 10 a layer and 1 for its head.
+    """
     logits = torch.as_tensor(logits, dtype=torch.float32)
     stages, samples, _ = logits.shape
     layers = tuple(layers or range(1, stages + 1))
+    depth = float(reference_layers or layers[-1])
+    run = torch.tensor(layers[:stages], dtype=torch.float64)
     if cost is None:
-        cost = (torch.tensor(layers) * 10.0 + torch.arange(1, stages + 1)).double()[:, None].expand(stages, samples)
-    reference = torch.full((samples,), 10.0 * (reference_layers or layers[-1]) + 1, dtype=torch.float64)
+        cost = (run * 10 + torch.arange(1, stages + 1))[:, None].expand(stages, samples)
+    reference = {"layers": depth, "flops": 10 * depth + 1}
     return Evidence(
         logits,
         torch.arange(samples) if ids is None else torch.as_tensor(ids),
-        cost,
-        reference,
-        torch.tensor(layers[:stages]).double()[:, None].expand(-1, samples),
+        {"layers": run[:, None].expand(-1, samples), "flops": cost},
+        {kind: torch.full((samples,), spent, dtype=torch.float64) for kind, spent in reference.items()},
         layers,
-        reference_layers or layers[-1],
         None if labels is None else torch.as_tensor(labels),
         extras,
+        None if groups is None else torch.as_tensor(groups),
     )
 
 
@@ -61,10 +68,16 @@ def random_evidence(
     return make_evidence(logits, labels, ids=ids, policy=policy, distances=distances)
 
 
+def answers_of(logits: Tensor, **extras: Tensor) -> Answers:
+    """What a model that spends nothing would say, for losses: logits (S, B, C) and extras."""
+    nothing = torch.zeros(logits.shape[:2])
+    return Answers(logits, Spent(nothing, nothing), extras)
+
+
 def every_rule() -> dict[str, Rule]:
     """Every rule, every kind of divergence, and some compositions; all of them mean something for classes."""
     divergences = [rules.divergence(kind, against) for kind in rules.DIVERGENCES for against in rules.AGAINST]
-    found = [
+    whole = [
         rules.entropy(),
         rules.confidence(),
         rules.margin(),
@@ -76,6 +89,7 @@ def every_rule() -> dict[str, Rule]:
         rules.vote(),
         rules.harmonic(rules.entropy(), rules.confidence(), 0.5),
         rules.harmonic(rules.sustained(rules.entropy(), 1), rules.policy(), 2.0),
+        rules.harmonic(rules.confidence(), rules.sustained(rules.margin(), 2)),
         rules.harmonic(rules.distance_ratio(), rules.entropy()),
         rules.distance_ratio(),
         rules.policy(),
@@ -83,12 +97,12 @@ def every_rule() -> dict[str, Rule]:
         rules.random(7),
         rules.oracle(),
     ]
-    return {rule.name: rule for rule in found}
+    return {rule.name: rule for rule in whole}
 
 
 def regression_rules() -> dict[str, Rule]:
     """The rules that mean something when the answer is one number."""
-    found = [
+    whole = [
         rules.patience(0.5),
         rules.divergence(),
         rules.divergence("kl", "max"),
@@ -97,7 +111,7 @@ def regression_rules() -> dict[str, Rule]:
         rules.fixed(),
         rules.random(7),
     ]
-    return {rule.name: rule for rule in found}
+    return {rule.name: rule for rule in whole}
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:

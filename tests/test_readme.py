@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from eeutils.data.specs import spec_of
+from eeutils.data.tasks import load_task
 from eeutils.files import repository_root
-from eeutils.specs import spec_of
-from eeutils.tasks import load_task
 
 ROOT = repository_root()
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,7 +80,30 @@ def test_links_and_figures_exist() -> None:
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-def test_the_map_names_every_module() -> None:
-    named = set(re.findall(r"`([a-z/*]+)`", README))
-    modules = {path.stem for path in (ROOT / "eeutils").glob("*.py")} - {"__init__"}
-    assert modules - named == set()
+def rooms_of_the_map() -> dict[str, set[str]]:
+    """Folder -> the modules that README names in it, in README's order."""
+    lines = re.findall(r"^\| `((?:eeutils|workflow)/[a-z/]*)`[^|]*\|(.*)\|$", README, flags=re.MULTILINE)
+    return {room.rstrip("/"): set(re.findall(r"`(\w+)`", text)) for room, text in lines}
+
+
+def modules() -> list[Path]:
+    paths = [*ROOT.glob("eeutils/**/*.py"), *ROOT.glob("workflow/*.py")]
+    return [path.relative_to(ROOT) for path in paths]
+
+
+def test_the_map_names_every_module_and_no_other() -> None:
+    rooms: dict[str, set[str]] = {}
+    for path in modules():
+        if not path.stem.startswith("__"):
+            rooms.setdefault(str(path.parent), set()).add(path.stem)
+    assert rooms_of_the_map() == rooms
+
+
+def test_a_module_imports_from_its_own_room_and_from_those_below_it() -> None:
+    order = list(rooms_of_the_map())
+    for path in modules():
+        source = (ROOT / path).read_text(encoding="utf-8")
+        for module in re.findall(r"^\s*from ((?:eeutils|workflow)[\w.]*) import", source, flags=re.MULTILINE):
+            place = module.replace(".", "/")
+            room = max((room for room in order if f"{place}/".startswith(f"{room}/")), key=len)
+            assert order.index(room) >= order.index(str(path.parent)), f"{path} imports from {module}"

@@ -9,11 +9,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from eeutils.backbone import Backbone
-from eeutils.batching import Samples, encode
-from eeutils.exits import MultiExitModel, MultiStageModel, own_pooler_exits
-from eeutils.specs import TASKS
-from eeutils.tasks import Task
+from eeutils.models.backbone import Backbone
+from eeutils.data.samples import Samples, encode
+from eeutils.models.exits import MultiExitModel, MultiStageModel, own_pooler_exits
+from eeutils.data.specs import TASKS
+from eeutils.data.tasks import Task
 
 WORDS = [
     "good",

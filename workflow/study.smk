@@ -3,8 +3,6 @@
 # Runs first, one job per task, seed and method; then the clocks, with nothing beside them; then the tables. Smoke results
 # mean nothing, so they stay out of the tables that are committed.
 
-import os
-
 STUDY = f"reproduced/{BATCH.profile}/study"
 RESULTS = os.environ.get("EEUTILS_RESULTS") or (STUDY if BATCH.profile == "smoke" else "data/results")
 FIRST = ("finetuned", "pabee")  # the others start from them
@@ -18,7 +16,7 @@ def trained(tasks, seeds):
         for task in tasks
         for file in expand(
             f"{BATCH.folder}/study/{{method}}.trained",
-            task=batch.to_folder(task),
+            task=to_folder(task),
             seed=seeds,
             method=method_names(task, BATCH.backbone),
         )
@@ -41,7 +39,7 @@ def searched(tasks, seeds):
         for task, methods in searched_methods(tasks, BATCH.backbone).items()
         for file in expand(
             f"{BATCH.folder}/study/{{method}}.rate-{{rate}}.trained",
-            task=batch.to_folder(task),
+            task=to_folder(task),
             seed=seeds[:1],
             method=methods,
             rate=[rate for rate in RATES if rate != 1],
@@ -59,7 +57,7 @@ rule study_tables:
     input:
         lambda _: trained(BATCH.tasks, BATCH.seeds) + searched(BATCH.tasks, BATCH.seeds),
         sources=SOURCES,
-        times=expand(f"{STUDY}/{{task}}.csv", task=map(batch.to_folder, BATCH.tasks)),
+        times=expand(f"{STUDY}/{{task}}.csv", task=map(to_folder, BATCH.tasks)),
     output:
         touch(f"{STUDY}/done"),
     params:
@@ -74,14 +72,14 @@ rule study_tables:
 rule study_times:
     message: "study: measuring time, task {wildcards.task}"
     input:
-        lambda wildcards: trained([batch.from_folder(wildcards.task)], BATCH.seeds[:1]),
+        lambda wildcards: trained([from_folder(wildcards.task)], BATCH.seeds[:1]),
     output:
         f"{STUDY}/{{task}}.csv",
     threads: CORES or THREADS  # nothing may run beside a clock
     params:
         python=sys.executable,
         batch=BATCH,
-        task=lambda wildcards: batch.from_folder(wildcards.task),
+        task=lambda wildcards: from_folder(wildcards.task),
     shell:
         "OMP_NUM_THREADS={threads} {params.python:q} -m eeutils.study time {params.batch.profile:q} {params.task:q} "
         "{params.batch.backbone:q} {params.batch.seeds[0]} {output:q}"
@@ -98,7 +96,7 @@ rule study_train:
     params:
         python=sys.executable,
         batch=BATCH,
-        task=lambda wildcards: batch.from_folder(wildcards.task),
+        task=lambda wildcards: from_folder(wildcards.task),
         rate=lambda wildcards: wildcards.get("rate", 1),
     shell:
         "OMP_NUM_THREADS={threads} {params.python:q} -m eeutils.study train {params.batch.profile:q} {params.task:q} "

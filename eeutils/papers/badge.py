@@ -23,27 +23,42 @@ only: the three readings of the wiring and all kinds of divergence are settings 
     tau      -threshold          readiness is -D
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from eeutils.backbone import Hidden, load_backbone
-from eeutils.batching import Batch
-from eeutils.cost import linear_flops
-from eeutils.errors import InputError, unknown
-from eeutils.exits import Answer, Exit, ExitState, MultiExitModel, pool_tokens, shared_pooler_exits
-from eeutils.method import Method
+from eeutils.errors import InputError
+from eeutils.exiting.rules import AGAINST, DIVERGENCES, Rule, divergence, sustained
+from eeutils.models.backbone import Hidden, load_backbone
+from eeutils.models.cost import linear_flops
+from eeutils.models.exits import Carried, Exit, ExitState, MultiExitModel, pool_tokens, shared_pooler_exits
 from eeutils.papers.pabee import weighted_loss
-from eeutils.rules import AGAINST, DIVERGENCES, Rule, divergence, sustained
-from eeutils.settings import Setting
-from eeutils.training import Phase, answer_loss
+from eeutils.training.loop import Phase
+from eeutils.training.method import Method, Options
+from eeutils.training.settings import Setting
 
-BYPASSES = ("parallel", "serial", "stream")
-WIRINGS = (*BYPASSES, "wide-head", "none")
-"""The three readings of the bypass, the control with as many parameters in the head, and PABEE's model."""
+Bypass = Literal["parallel", "serial", "stream"]
+"""The three readings of the wiring."""
+
+Wiring = Literal[Bypass, "wide-head", "none"]
+"""Those, the control with as many parameters in the head, and PABEE's model."""
+
+WIRINGS: tuple[str, ...] = get_args(Wiring)
+
+
+@dataclass(frozen=True)
+class BadgeOptions(Options):
+    """`wiring` of the bypass, and its `rank` r."""
+
+    wiring: Wiring = "parallel"
+    rank: int = 32
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError(f"a bypass has a rank of 1 or more; got {self.rank}; use wiring='none' for no bypass")
 
 
 class Bottleneck(nn.Module):
@@ -56,8 +71,6 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
-        if rank < 1:
-            raise InputError(f"a bottleneck has a rank of 1 or more; got {rank}; use wiring='none' for no bypass")
         self.down = nn.Linear(width, rank)
         self.up = nn.Linear(rank, width)
         nn.init.zeros_(self.up.weight)
@@ -80,11 +93,9 @@ class BypassExit(Exit):
         rank: r.
     """
 
-    def __init__(self, plain: Exit, wiring: str, rank: int) -> None:
+    def __init__(self, plain: Exit, wiring: Bypass, rank: int) -> None:
         width, classes = plain.classifier.in_features, plain.classifier.out_features
         super().__init__(width, classes, plain.pool, plain.pooler, plain.dropout.p)
-        if wiring not in BYPASSES:
-            raise unknown("wiring of a bypass", wiring, BYPASSES)
         self.classifier, self.wiring, self.bypass = plain.classifier, wiring, Bottleneck(width, rank)
 
     def beside(self, state: ExitState) -> Float[Tensor, "batch width"]:
@@ -100,16 +111,12 @@ class BypassExit(Exit):
             added = self.bypass.up(pool_tokens(narrow, self.pool))
         return added + state.carried["stream"] if "stream" in state.carried else added
 
-    def features(self, state: ExitState) -> Float[Tensor, "batch width"]:
-        return self.pooler(pool_tokens(state.hidden, self.pool) + self.beside(state))
-
-    def forward(self, state: ExitState) -> tuple[Answer, Mapping[str, Tensor]]:
+    def read(self, state: ExitState) -> tuple[Float[Tensor, "batch width"], Carried]:
         beside = self.beside(state)
-        features = self.pooler(pool_tokens(state.hidden, self.pool) + beside)
-        carried = {"stream": beside} if self.wiring == "stream" else {}
-        return Answer(self.classifier(self.dropout(features))), carried
+        vector = self.pooler(pool_tokens(state.hidden, self.pool) + beside)
+        return vector, {"stream": beside} if self.wiring == "stream" else {}
 
-    def flops(self, tokens: Int[Tensor, " samples"]) -> Float[Tensor, " samples"]:
+    def flops(self, tokens: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """The plain exit's, W_down on every token that is pooled, and W_up once."""
         pooled = torch.ones_like(tokens) if self.pool == "cls" else tokens
         return super().flops(tokens) + pooled * linear_flops(self.bypass.down) + linear_flops(self.bypass.up)
@@ -126,34 +133,29 @@ class WideExit(Exit):
         super().__init__(width, classes, plain.pool, plain.pooler, plain.dropout.p)
         self.classifier, self.wide = plain.classifier, Bottleneck(width, rank)
 
-    def features(self, state: ExitState) -> Float[Tensor, "batch width"]:
-        vector = super().features(state)
-        return vector + self.wide(vector)
+    def read(self, state: ExitState) -> tuple[Float[Tensor, "batch width"], Carried]:
+        vector, carried = super().read(state)
+        return vector + self.wide(vector), carried
 
-    def flops(self, tokens: Int[Tensor, " samples"]) -> Float[Tensor, " samples"]:
+    def flops(self, tokens: Int[Tensor, " batch"]) -> int:
         return super().flops(tokens) + linear_flops(self.wide)
 
 
-def build(setting: Setting, classes: int, wiring: str = "parallel", rank: int = 32) -> MultiExitModel:
+def build(setting: Setting, classes: int, options: BadgeOptions) -> MultiExitModel:
     """PABEE's model with a bypass for every exit; with wiring "none" exactly PABEE's model.
 
     All wirings start from the same numbers in all that they share, and give the same answers before training.
-
-    Raises:
-        InputError: an unknown wiring, or a rank below 1.
     """
-    if wiring not in WIRINGS:
-        raise unknown("wiring", wiring, WIRINGS)
     backbone = load_backbone(setting.backbone)
     exits = shared_pooler_exits(backbone, classes, setting.pool)
-    if wiring == "wide-head":
-        exits = {layer: WideExit(plain, rank) for layer, plain in exits.items()}
-    elif wiring != "none":
-        exits = {layer: BypassExit(plain, wiring, rank) for layer, plain in exits.items()}
+    if options.wiring == "wide-head":
+        exits = {layer: WideExit(plain, options.rank) for layer, plain in exits.items()}
+    elif options.wiring != "none":
+        exits = {layer: BypassExit(plain, options.wiring, options.rank) for layer, plain in exits.items()}
     return MultiExitModel(backbone, exits)
 
 
-def phases(wiring: str = "parallel", rank: int = 32) -> list[Phase]:
+def phases(options: BadgeOptions) -> list[Phase]:
     """One phase, everything trained together with PABEE's loss."""
     return [Phase("joint", weighted_loss)]
 
@@ -175,47 +177,5 @@ METHOD = Method(
     build=build,
     phases=phases,
     rules=divergence_rules(),
-    options={"wiring": "parallel", "rank": 32},
+    options=BadgeOptions(),
 )
-
-
-def gradient_products(model: MultiExitModel, batch: Batch) -> Float[Tensor, "blocks stages stages"]:
-    """Inner products of the gradients of the exits' losses, block by block of the trunk.
-
-    Entry (k, i, j) is <dL_i/dtheta_k, dL_j/dtheta_k>, theta_k the weights of block k; 0 where an exit stands below the
-    block. Layers that share their weights (ALBERT) are one block. Without dropout, and the model is left as it was.
-    """
-    was_training = model.training
-    model.eval()
-    # As many blocks as there are sets of weights, in the order in which they first run.
-    blocks = list(dict.fromkeys(model.backbone.layers))
-    weights = [[weight for weight in block.parameters() if weight.requires_grad] for block in blocks]
-    flat = [weight for block in weights for weight in block]
-    losses = answer_loss(model(*batch.inputs).logits.float(), batch.labels).mean(dim=1)
-    by_exit = [
-        torch.autograd.grad(loss, flat, retain_graph=True, allow_unused=True, materialize_grads=True) for loss in losses
-    ]
-    model.train(was_training)
-    products, start = [], 0
-    for block in weights:
-        end = start + len(block)
-        gradients = torch.stack([torch.cat([part.flatten() for part in exit[start:end]]) for exit in by_exit])
-        products.append(gradients.double() @ gradients.double().T)
-        start = end
-    return torch.stack(products).cpu()
-
-
-def cosines(products: Float[Tensor, "*shape blocks stages stages"]) -> Float[Tensor, "*shape stages stages"]:
-    """Cosine of dL_i/dtheta and dL_j/dtheta over the given blocks that both exits use; NaN where there is none.
-
-    Below 0 the two exits are in conflict: a step for one is a step against the other.
-    """
-    norms = products.diagonal(dim1=-2, dim2=-1)
-    # The squared norm of gradient i over the blocks that gradient j reaches.
-    squared = torch.einsum("...ki,...kj->...ij", norms, (norms > 0).to(norms.dtype))
-    return products.sum(dim=-3) / (squared * squared.mT).sqrt()
-
-
-def gradient_cosines(model: MultiExitModel, batch: Batch) -> Float[Tensor, "stages stages"]:
-    """The conflict of every pair of exits on all that they share of the trunk."""
-    return cosines(gradient_products(model, batch))

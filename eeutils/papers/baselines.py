@@ -7,11 +7,12 @@ from functools import cached_property
 
 import pandas as pd
 
-from eeutils import tradeoff
+from eeutils.exiting import tradeoff
+from eeutils.exiting.rules import entropy, patience
 from eeutils.papers import deebert, finetuned, pabee
-from eeutils.rules import entropy, patience
-from eeutils.runs import Run, load_or_train
-from eeutils.settings import Setting
+from eeutils.papers.budgets import budget_of
+from eeutils.training.runs import Run, load_or_train
+from eeutils.training.settings import Setting
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Baselines:
 def load_baselines(setting: Setting, profile: str) -> Baselines:
     """The baselines of a setting; trains what is not there yet.
 
-    `profile` says how many k-layer models there are: see `finetuned.baseline_depths`.
+    `profile` says how many k-layer models there are: see `budgets`.
     """
     runs = [load_or_train(method, setting) for method in (deebert.METHOD, pabee.METHOD)]
-    depths = [k for k in finetuned.baseline_depths(profile, runs[0].test.reference_layers) if k > 0]
+    depths = budget_of(profile, runs[0].test.reference_layers).shallow_depths
     return Baselines(*runs, finetuned.baselines(setting, depths))

@@ -7,8 +7,8 @@ starts again in the next. All are fine-tuned together, with nothing shared. A se
 confidence follow difficulty: an easy sample should be surer than a hard one, where hard is what a model of the small
 one's size gets wrong when it has not seen it.
 
-    loss         L = sum_k CE_k + lambda sum_{k<K} DAR_k
-    difficulty   DAR_k = mean over pairs (i easy, j hard) of max(0, eps - (c_ki - c_kj)),  c_k = max_c p_k(c)
+    loss         L = sum_k CE_k + lambda sum_{k<K} DT_k
+    difficulty   DT_k = mean over pairs (i easy, j hard) of max(0, eps - (c_ki - c_kj)),  c_k = max_c p_k(c)
     rule         the answer of the first model with c_k >= T, else of the last
     cost         of all models that ran: 3 + 6 layers for a sample that goes on from 3 layers to 6
 
@@ -19,95 +19,87 @@ one's size gets wrong when it has not seen it.
     lambda    weight             0 leaves the difficulty term out
     eps       margin             by how much an easy sample should be surer than a hard one
     T         threshold          of rules.confidence()
+
+The paper calls the difficulty term DAR, difficulty-aware regularisation; DE3-BERT's distance regulariser has the same
+initials, so neither is called that here. The cascade itself is `models.cascade`.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
-from eeutils.backbone import default_pool, load_tokenizer
-from eeutils.batching import Batch, Samples
-from eeutils.crossfit import out_of_fold
-from eeutils.errors import InputError, unknown
-from eeutils.exits import Answer, Answers, MultiStageModel
-from eeutils.method import Method, Notes
+from eeutils.data.samples import Batch
+from eeutils.errors import InputError
+from eeutils.exiting.rules import confidence
+from eeutils.models.backbone import load_tokenizer
+from eeutils.models.cascade import Cascade
+from eeutils.models.stages import Answers, MultiStageModel
+from eeutils.models.vocabularies import encodings
 from eeutils.papers import finetuned
-from eeutils.rules import confidence
-from eeutils.settings import Setting
-from eeutils.training import Objective, Phase, answer_loss
+from eeutils.training.crossfit import out_of_fold
+from eeutils.training.loop import Phase, answer_loss
+from eeutils.training.method import Method, Notes, Options
+from eeutils.training.settings import Setting
 
 _BERT_2 = ("google/bert_uncased_L-2_H-768_A-12",)
 SMALLER = {"minilm-l6": ("minilm-l3",), "bert-base-uncased": _BERT_2, "google-bert/bert-base-uncased": _BERT_2}
 """Backbone -> the smaller complete models before it, where the option `models` does not name them."""
 
-PAIRS = ("all", "sampled")
+Pairs = Literal["all", "sampled"]
 """The paper's difficulty term, as commonly recalled, takes all pairs of a batch; its code takes one random hard sample
 for each easy one."""
 
-Encoded = tuple[Tensor, Tensor, Tensor | None]
-"""Token ids, attention mask and token types of the samples that are left, in one vocabulary."""
 
+@dataclass(frozen=True)
+class CascadeOptions(Options):
+    """What may be varied. Margin and weight are those of the authors' README, five repeats as their label file's name
+    has it; the number of folds is not known to us.
 
-class Cascade(MultiStageModel):
-    """Complete models as stages. Each starts from the token ids, and runs on the samples that have come as far.
-
-    Args:
-        models: small to large; the last is what the speed-up is measured against.
-        encodings: for each model, which of a batch's encodings it reads; 0 is the batch's own, then come its `others`.
-            By default all read the same one.
+    Attributes:
+        models: the smaller encoders, small to large; None for those of `SMALLER`.
+        weight: lambda, 0 or more.
+        margin: eps, above 0 and at most 1.
+        pairs: "all", or "sampled": one hard sample for each easy one, drawn with replacement, whose expectation is the
+            same.
+        folds, repeats: of the small models that say which samples are hard.
     """
 
-    def __init__(self, models: Sequence[MultiStageModel], encodings: Sequence[int] | None = None) -> None:
-        super().__init__()
-        if not models:
-            raise InputError("a cascade needs at least one model")
-        self.models = nn.ModuleList(models)
-        self.encodings = tuple(encodings or [0] * len(models))
-        if len(self.encodings) != len(models) or set(self.encodings) != set(range(max(self.encodings) + 1)):
+    models: tuple[str, ...] | None = None
+    weight: float = 0.5
+    margin: float = 0.5
+    pairs: Pairs = "all"
+    folds: int = 5
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or not 0 < self.margin <= 1:
             raise InputError(
-                f"{len(models)} models need one encoding each, numbered from 0 without a gap; got {self.encodings}"
+                f"weight is 0 or more and margin above 0 and at most 1; got {self.weight} and {self.margin}"
             )
-        self.layers = tuple(int(total) for total in torch.tensor([model.layers[-1] for model in models]).cumsum(dim=0))
-        self.reference_layers = models[-1].reference_layers
-
-    def begin(self, *inputs: Tensor | None) -> tuple[Encoded, ...]:
-        state = tuple((inputs[place], inputs[place + 1], inputs[place + 2]) for place in range(0, len(inputs), 3))
-        if len(state) != max(self.encodings) + 1:
-            raise InputError(
-                f"this cascade reads {max(self.encodings) + 1} vocabularies and the batch has {len(state)}; encode the "
-                "texts with the tokenizers that `reads` names"
-            )
-        return state
-
-    def step(self, stage: int, state: tuple[Encoded, ...]) -> tuple[tuple[Encoded, ...], Answer]:
-        said = self.models[stage](*state[self.encodings[stage]])
-        return state, Answer(said.logits[-1], {name: values[-1] for name, values in said.extras.items()})
-
-    def select(self, state: tuple[Encoded, ...], rows: Int[Tensor, " rows"]) -> tuple[Encoded, ...]:
-        def kept(ids: Tensor, mask: Tensor, types: Tensor | None) -> Encoded:
-            # Columns that became padding for all who stay go, so the next model is spared them.
-            columns = mask[rows].bool().any(dim=0)
-            return ids[rows][:, columns], mask[rows][:, columns], None if types is None else types[rows][:, columns]
-
-        return tuple(kept(*encoded) for encoded in state)
-
-    def cost(self, samples: Samples) -> Float[Tensor, "stages samples"]:
-        read = (samples, *samples.others)
-        own = [model.cost(read[place])[-1] for model, place in zip(self.models, self.encodings, strict=True)]
-        return torch.stack(own).cumsum(dim=0)
-
-    def reference_cost(self, samples: Samples) -> Float[Tensor, " samples"]:
-        return self.models[-1].reference_cost((samples, *samples.others)[self.encodings[-1]])
+        if self.repeats < 1:
+            raise InputError(f"repeats must be 1 or more; got {self.repeats}")
 
 
-def build(setting: Setting, classes: int, models: Sequence[str] | None = None, **_: Any) -> Cascade:
+def encoders(setting: Setting, options: CascadeOptions) -> tuple[str, ...]:
+    """The encoders of a cascade, small to large; the last one is the setting's backbone.
+
+    Raises:
+        InputError: no smaller one is given, and none is known.
+    """
+    smaller = SMALLER.get(setting.backbone, ()) if options.models is None else tuple(options.models)
+    if not smaller:
+        raise InputError(
+            f"no smaller complete model is known for backbone {setting.backbone!r}; name one or more with the option "
+            f"models=(...), small to large, or choose a backbone of: {', '.join(SMALLER)}"
+        )
+    return (*smaller, setting.backbone)
+
+
+def build(setting: Setting, classes: int, options: CascadeOptions) -> Cascade:
     """The plain model of every encoder, each with its own configuration, small to large.
 
     Raises:
@@ -118,9 +110,9 @@ def build(setting: Setting, classes: int, models: Sequence[str] | None = None, *
             "CascadeBERT goes on when the largest probability is low, and a regression has no probabilities; choose a "
             "classification task"
         )
-    names = models_of(setting, models)
-    plain = [finetuned.build(_alone(setting, name), classes) for name in names]
-    for name, model in zip(names, plain, strict=True):
+    names = encoders(setting, options)
+    models = [finetuned.build(setting.on(name), classes, finetuned.METHOD.options) for name in names]
+    for name, model in zip(names, models, strict=True):
         config, tokenizer = model.backbone.config, load_tokenizer(name)
         if len(tokenizer) > config.vocab_size:
             raise InputError(
@@ -132,53 +124,15 @@ def build(setting: Setting, classes: int, models: Sequence[str] | None = None, *
                 f"{name!r} reads {config.max_position_embeddings} tokens and max_length is {setting.max_length}; "
                 "choose a smaller max_length"
             )
-    return Cascade(plain, _encodings(names))
-
-
-def models_of(setting: Setting, models: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The encoders of a cascade, small to large: `models`, or the known smaller ones, and the setting's backbone.
-
-    Raises:
-        InputError: no smaller one is given, and none is known.
-    """
-    smaller = tuple(models) if models is not None else SMALLER.get(setting.backbone, ())
-    if not smaller:
-        raise InputError(
-            f"no smaller complete model is known for backbone {setting.backbone!r}; name one or more with the option "
-            f"models=(...), small to large, or choose a backbone of: {', '.join(SMALLER)}"
-        )
-    return (*smaller, setting.backbone)
-
-
-def reads(setting: Setting, models: Sequence[str] | None = None, **_: Any) -> tuple[str, ...]:
-    """One encoder for each vocabulary, the reference's first: models with the same one share their tokens."""
-    names = models_of(setting, models)
-    places = _encodings(names)
-    return tuple(
-        next(name for name, at in zip(names[::-1], places[::-1], strict=True) if at == place)
-        for place in range(max(places) + 1)
-    )
-
-
-def same_vocabulary(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers give the same ids for every text: the same pieces, normalisation and special tokens."""
-
-    def essence(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
-        steps = json.loads(tokenizer.backend_tokenizer.to_str())
-        # How far the last call cut and padded is kept there, too, and says nothing about the vocabulary.
-        rest = {name: value for name, value in steps.items() if name not in ("truncation", "padding")}
-        return rest, tokenizer.pad_token_id, tokenizer.model_input_names
-
-    return essence(one) == essence(other)
+    return Cascade(models, encodings(names))
 
 
 def difficulty_loss(
-    confidence: Float[Tensor, " batch"], hard: Bool[Tensor, " batch"], margin: float, pairs: str
+    confidence: Float[Tensor, " batch"], hard: Bool[Tensor, " batch"], margin: float, pairs: Pairs
 ) -> Float[Tensor, ""]:
-    """DAR: the mean over pairs of an easy and a hard sample of max(0, eps - (c_easy - c_hard)); 0 without pairs.
+    """The difficulty term: the mean over pairs of an easy and a hard sample of max(0, eps - (c_easy - c_hard)).
 
-    Pairs of the same difficulty have no gradient in the paper's form, and are left out. `pairs` is "all", or "sampled":
-    one hard sample for each easy one, drawn with replacement, whose expectation is the same.
+    0 without pairs. Pairs of the same difficulty have no gradient in the paper's form, and are left out.
     """
     surer, unsurer = confidence[~hard], confidence[hard]
     if len(surer) == 0 or len(unsurer) == 0:
@@ -191,68 +145,36 @@ def difficulty_loss(
     return (margin - gaps).clamp(min=0).mean()
 
 
-def cascade_loss(weight: float, margin: float, pairs: str) -> Objective:
-    """L = sum_k CE_k + lambda sum_{k<K} DAR_k, with the difficulty from `batch.notes`."""
-
-    def loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
-        losses = answer_loss(answers.logits, batch.labels).mean(dim=1)
-        if weight == 0:
-            return losses.sum()
-        hard = batch.notes["difficulty"].bool()
-        confidence = answers.logits.float().softmax(dim=-1).amax(dim=-1)
-        return losses.sum() + weight * sum(difficulty_loss(c, hard, margin, pairs) for c in confidence[:-1])
-
-    return loss
+def cascade_loss(options: CascadeOptions, model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+    """L = sum_k CE_k + lambda sum_{k<K} DT_k, with the difficulty from `batch.notes`."""
+    losses = answer_loss(answers.logits, batch.labels).mean(dim=1)
+    if options.weight == 0:
+        return losses.sum()
+    hard = batch.notes["difficulty"].bool()
+    surest = answers.logits.float().softmax(dim=-1).amax(dim=-1)
+    terms = [difficulty_loss(c, hard, options.margin, options.pairs) for c in surest[:-1]]
+    return losses.sum() + options.weight * sum(terms)
 
 
-def phases(weight: float, margin: float, pairs: str, **_: Any) -> list[Phase]:
+def phases(options: CascadeOptions) -> list[Phase]:
     """One phase, all models trained together."""
-    if weight < 0 or not 0 < margin <= 1:
-        raise InputError(f"weight is 0 or more and margin above 0 and at most 1; got {weight} and {margin}")
-    if pairs not in PAIRS:
-        raise unknown("form of pairs", pairs, PAIRS)
-    return [Phase("cascade", cascade_loss(weight, margin, pairs))]
+    return [Phase("cascade", partial(cascade_loss, options))]
 
 
-def difficulty(
-    setting: Setting, models: Sequence[str] | None = None, folds: int = 5, repeats: int = 5
-) -> tuple[Int[Tensor, " samples"], Float[Tensor, " samples"]]:
+def difficulty(setting: Setting, options: CascadeOptions) -> tuple[Int[Tensor, " samples"], Float[Tensor, " samples"]]:
     """Ids of the training samples, and how often (0 to 1) the small model, trained without a sample, gets it right."""
-    if repeats < 1:
-        raise InputError(f"repeats must be 1 or more; got {repeats}")
-    small = _alone(setting, models_of(setting, models)[0])
-    opinions = [out_of_fold(finetuned.METHOD, small, folds, seed) for seed in range(repeats)]
+    small = setting.on(encoders(setting, options)[0])
+    opinions = [out_of_fold(finetuned.METHOD, small, options.folds, seed) for seed in range(options.repeats)]
     right = torch.stack([opinion.predictions[-1] == opinion.labels for opinion in opinions])
     return opinions[0].ids, right.double().mean(dim=0)
 
 
-def annotate(
-    setting: Setting, models: Sequence[str] | None, weight: float, folds: int, repeats: int, **_: Any
-) -> Notes:
+def annotate(setting: Setting, options: CascadeOptions) -> Notes:
     """Two levels of difficulty: 1 (hard) where most of the small models are wrong, else 0."""
-    if weight == 0:
+    if options.weight == 0:
         return {}
-    ids, right = difficulty(setting, models, folds, repeats)
+    ids, right = difficulty(setting, options)
     return {"difficulty": (ids, (right < 0.5).long())}
-
-
-def _alone(setting: Setting, name: str) -> Setting:
-    """The setting in which one of the models is fine-tuned on its own."""
-    return setting if name == setting.backbone else replace(setting, backbone=name, pool=default_pool(name))
-
-
-@lru_cache
-def _encodings(names: tuple[str, ...]) -> tuple[int, ...]:
-    """For each model the number of its vocabulary; the last one's, the reference's, is 0."""
-    known: list[PreTrainedTokenizerBase] = []
-    places = []
-    for name in names[::-1]:
-        tokenizer = load_tokenizer(name)
-        place = next((at for at, other in enumerate(known) if same_vocabulary(tokenizer, other)), len(known))
-        if place == len(known):
-            known.append(tokenizer)
-        places.append(place)
-    return tuple(places[::-1])
 
 
 METHOD = Method(
@@ -263,9 +185,7 @@ METHOD = Method(
     build=build,
     phases=phases,
     rules={"confidence": confidence()},
-    # Margin and weight are those of the authors' README, five seeds as their label file's name has it; the number of
-    # folds is not known to us.
-    options={"models": None, "weight": 0.5, "margin": 0.5, "pairs": "all", "folds": 5, "repeats": 5},
+    options=CascadeOptions(),
     annotate=annotate,
-    reads=reads,
+    encoders=encoders,
 )

@@ -26,30 +26,30 @@ training, by the weight of the depth.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
-import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from eeutils.backbone import Backbone, load_backbone
-from eeutils.batching import Batch
-from eeutils.cost import linear_flops
-from eeutils.crossfit import out_of_fold
-from eeutils.errors import InputError, unknown
-from eeutils.evidence import Evidence
-from eeutils.exits import Answer, Answers, Exit, ExitState, MultiExitModel, MultiStageModel, Pooler
-from eeutils.method import Method, Notes
+from eeutils.data.samples import Batch
+from eeutils.errors import InputError
+from eeutils.exiting.evidence import Evidence
+from eeutils.exiting.rules import policy
+from eeutils.exiting.tradeoff import Metric, decide
+from eeutils.models.backbone import Backbone, load_backbone
+from eeutils.models.cost import linear_flops
+from eeutils.models.exits import Exit, MultiExitModel, Pooler
+from eeutils.models.stages import Answers, MultiStageModel
 from eeutils.papers import pabee
-from eeutils.rules import policy
-from eeutils.runs import load_or_train
-from eeutils.settings import Setting
-from eeutils.tradeoff import Metric, decide
-from eeutils.training import Phase, answer_loss
+from eeutils.training.crossfit import out_of_fold
+from eeutils.training.loop import Phase, answer_loss
+from eeutils.training.method import Method, Notes, Options
+from eeutils.training.runs import load_or_train
+from eeutils.training.settings import Setting
 
 REPLICAS = 8
 HIDDEN = 32
@@ -64,13 +64,31 @@ POLICY_RATE = 3e-3
 FOLDS = 3
 """Models of phase 1 that judge the training samples when memorized layers are cross-fitted."""
 
-CHOICES = {
-    "hardness": ("memorized", "constant"),
-    "gradient": ("sampled", "exact"),
-    "consistent": ("one exit", "all exits"),
-    "memorized": ("in-sample", "cross-fitted"),
-}
-"""The options that are words, and what each may be."""
+Hardness = Literal["memorized", "constant"]
+Gradient = Literal["sampled", "exact"]
+
+
+@dataclass(frozen=True)
+class ConsistentOptions(Options):
+    """What may be varied.
+
+    Attributes:
+        speed_weight: alpha, what a layer costs, 0 or more.
+        hardness: "memorized" charges a sample for depth the less, the later it was memorized; "constant" all alike.
+        gradient: "sampled" is REINFORCE, "exact" the expectation that it estimates.
+        consistent: whose cross entropy counts in phase 3; "one exit" is the paper's, "all exits" keeps phase 1's.
+        memorized: by the model that was trained on a sample ("in-sample", the paper's) or by models that were not.
+    """
+
+    speed_weight: float = 0.15
+    hardness: Hardness = "memorized"
+    gradient: Gradient = "sampled"
+    consistent: Literal["one exit", "all exits"] = "one exit"
+    memorized: Literal["in-sample", "cross-fitted"] = "in-sample"
+
+    def __post_init__(self) -> None:
+        if not self.speed_weight >= 0:
+            raise InputError(f"speed_weight is what a layer costs, 0 or more; got {self.speed_weight}")
 
 
 def policy_network(width: int, exits_left: int) -> nn.Sequential:
@@ -95,19 +113,17 @@ class PolicyExit(Exit):
         super().__init__(width, classes, pool, pooler)
         self.policy = policy_network(width, exits_left)
 
-    def forward(self, state: ExitState) -> tuple[Answer, Mapping[str, Tensor]]:
-        features = self.features(state)
-        logit = self.policy(features)[:, 0]
-        extras = {"policy": logit.sigmoid(), "policy_logit": logit}
+    def answer(self, vector: Float[Tensor, "batch width"]) -> tuple[Float[Tensor, "batch classes"], dict[str, Tensor]]:
+        logit = self.policy(vector)[:, 0]
         # While the policy alone is trained, the reward is what the frozen classifier would earn in use: no dropout.
-        read = self.dropout(features) if self.classifier.training else features
-        return Answer(self.classifier(read), extras), state.carried
+        read = self.dropout(vector) if self.classifier.training else vector
+        return self.classifier(read), {"policy": logit.sigmoid(), "policy_logit": logit}
 
-    def flops(self, tokens: Int[Tensor, " samples"]) -> Float[Tensor, " samples"]:
+    def flops(self, tokens: Int[Tensor, " batch"]) -> int:
         return super().flops(tokens) + linear_flops(self.policy)
 
 
-def build(setting: Setting, classes: int, **training: object) -> MultiExitModel:
+def build(setting: Setting, classes: int, options: ConsistentOptions) -> MultiExitModel:
     """PABEE's model with a policy network on every exit.
 
     Raises:
@@ -142,13 +158,9 @@ def memorized_layers(evidence: Evidence) -> Int[Tensor, " samples"]:
     return torch.tensor(evidence.layers, device=first.device)[first]
 
 
-def annotate(setting: Setting, *, memorized: str, **_: object) -> Notes:
-    """The memorized layer of every training sample, as phase 1's model has it.
-
-    "in-sample" asks the model that was trained on them, as the paper does; "cross-fitted" asks models that were not.
-    """
-    _check(memorized=memorized)
-    if memorized == "cross-fitted":
+def annotate(setting: Setting, options: ConsistentOptions) -> Notes:
+    """The memorized layer of every training sample, as phase 1's model has it."""
+    if options.memorized == "cross-fitted":
         evidence = out_of_fold(pabee.METHOD, setting, FOLDS, seed=setting.seed)
     else:
         evidence = load_or_train(pabee.METHOD, setting).train
@@ -174,10 +186,9 @@ def rewards(
     layers: tuple[int, ...],
     memorized_layer: Int[Tensor, " batch"],
     speed_weight: float,
-    hardness: str = "memorized",
+    hardness: Hardness = "memorized",
 ) -> Float[Tensor, "stages batch"]:
     """R(l) = -CE_l - alpha (1 - ML / L) l for every exit; with "constant" hardness every layer costs alpha."""
-    _check(hardness=hardness)
     depth = torch.tensor(layers, dtype=losses.dtype, device=losses.device)[:, None]
     ease = 1 - memorized_layer / layers[-1] if hardness == "memorized" else torch.ones_like(memorized_layer)
     return -losses.detach() - speed_weight * ease.to(losses.dtype) * depth
@@ -207,66 +218,52 @@ def exact_gradient(
     return -(probability * reward).sum(dim=0).mean(), probability.detach()
 
 
+ESTIMATES = {"sampled": sampled_gradient, "exact": exact_gradient}
+
+
 def policy_loss(
-    model: MultiStageModel,
-    answers: Answers,
-    batch: Batch,
-    *,
-    speed_weight: float,
-    hardness: str,
-    gradient: str,
-    consistent: str | None = None,
+    options: ConsistentOptions, with_model: bool, model: MultiStageModel, answers: Answers, batch: Batch
 ) -> Tensor:
-    """The loss of phase 2, and of phase 3 when `consistent` says whose cross entropy counts beside it.
+    """The loss of phase 2, and of phase 3 (`with_model`), in which cross entropy counts beside it.
 
     "one exit" is the paper's: the exits that the replicas took (or, with the exact gradient, each exit as likely as it
     is taken). Cross entropy has no say in which exit is taken: that is the reward's affair, so no gradient runs from
-    the one into the policy through the other's weights. "all exits" keeps phase 1's loss, as everybody else does.
+    the one into the policy through the other's weights.
     """
     losses = answer_loss(answers.logits, batch.labels)
-    reward = rewards(losses, model.layers, batch.notes["memorized_layer"], speed_weight, hardness)
-    estimate = {"sampled": sampled_gradient, "exact": exact_gradient}[gradient]
-    loss, taken = estimate(answers.extras["policy_logit"], reward)
-    if consistent == "one exit":
-        loss = loss + (taken * losses).sum(dim=0).mean()
-    elif consistent == "all exits":
-        loss = loss + pabee.weighted_loss(model, answers, batch)
-    return loss
+    reward = rewards(losses, model.layers, batch.notes["memorized_layer"], options.speed_weight, options.hardness)
+    loss, taken = ESTIMATES[options.gradient](answers.extras["policy_logit"], reward)
+    if not with_model:
+        return loss
+    if options.consistent == "one exit":
+        return loss + (taken * losses).sum(dim=0).mean()
+    return loss + pabee.weighted_loss(model, answers, batch)
 
 
-def operating_reward(evidence: Evidence, metric: Metric, speed_weight: float, hardness: str) -> float:
+def operating_reward(options: ConsistentOptions, evidence: Evidence, metric: Metric) -> float:
     """Mean reward at the operating point: chooses the best epoch on dev, where the score alone would always go deep.
 
     Nobody memorized dev: the memorized layers are those of the model itself.
     """
     stages = decide(evidence, policy(), OPERATING_POINT).stages
     losses = answer_loss(evidence.logits, evidence.labels)
-    reward = rewards(losses, evidence.layers, memorized_layers(evidence), speed_weight, hardness)
+    reward = rewards(losses, evidence.layers, memorized_layers(evidence), options.speed_weight, options.hardness)
     return reward.gather(0, stages[None]).mean().item()
 
 
-def policies(model: MultiStageModel) -> list[nn.Module]:
+def policies(model: MultiExitModel) -> list[nn.Module]:
     """All that phase 2 trains."""
-    return [model.exits[str(layer)].policy for layer in model.layers]
+    return [model.exit_at(stage).policy for stage in range(model.stages)]
 
 
-def phases(speed_weight: float, hardness: str, gradient: str, consistent: str, memorized: str) -> list[Phase]:
+def phases(options: ConsistentOptions) -> list[Phase]:
     """Phases 2 and 3, one epoch each as in one of the authors' scripts; phase 1 is PABEE, which this starts from."""
-    _check(hardness=hardness, gradient=gradient, consistent=consistent, memorized=memorized)
-    if not speed_weight >= 0:
-        raise InputError(f"speed_weight is what a layer costs, 0 or more; got {speed_weight}")
-    loss = partial(policy_loss, speed_weight=speed_weight, hardness=hardness, gradient=gradient)
-    monitor = partial(operating_reward, speed_weight=speed_weight, hardness=hardness)
+    alone, together = (partial(policy_loss, options, with_model) for with_model in (False, True))
+    monitor = partial(operating_reward, options)
     return [
-        Phase("policy", loss, policies, epochs=1, learning_rate=POLICY_RATE, monitor=monitor),
-        Phase("policy and model", partial(loss, consistent=consistent), epochs=1, monitor=monitor),
+        Phase("policy", alone, policies, epochs=1, learning_rate=POLICY_RATE, monitor=monitor),
+        Phase("policy and model", together, epochs=1, monitor=monitor),
     ]
-
-
-def _check(**chosen: str) -> None:
-    for name, value in chosen.items():
-        if value not in CHOICES[name]:
-            raise unknown(name, value, CHOICES[name])
 
 
 METHOD = Method(
@@ -276,73 +273,7 @@ METHOD = Method(
     build=build,
     phases=phases,
     rules={"policy": policy()},
-    options={"speed_weight": 0.15, **{name: values[0] for name, values in CHOICES.items()}},
+    options=ConsistentOptions(),
     annotate=annotate,
     starts_from=pabee.METHOD,
 )
-
-
-# ---- Analysis: phase 2 by itself. The encoder is frozen, so what it says is computed once and policies are learned in
-# a second: seeds, speed weights and kinds of gradient can be compared that would otherwise take hours. ----
-
-
-def learn_policies(
-    features: Float[Tensor, "stages samples width"],
-    reward: Float[Tensor, "stages samples"],
-    *,
-    gradient: str,
-    seed: int,
-    epochs: int = 4,
-    batch_size: int = 32,
-    watch_every: int = 5,
-) -> tuple[nn.ModuleList, pd.DataFrame]:
-    """Phase 2 on frozen features.
-
-    Returns:
-        The policy networks, and a learning curve with one row every `watch_every` steps: step, reward (expected, over
-        all samples and exits), layers (expected number of exits passed, the one taken included).
-    """
-    _check(gradient=gradient)
-    estimate = {"sampled": sampled_gradient, "exact": exact_gradient}[gradient]
-    stages, samples, width = features.shape
-    curve = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        networks = nn.ModuleList(policy_network(width, stages - 1 - stage) for stage in range(stages))
-        optimizer = torch.optim.AdamW(networks.parameters(), lr=POLICY_RATE, weight_decay=0.01)
-        steps = [rows for _ in range(epochs) for rows in torch.randperm(samples).split(batch_size)]
-        for step, rows in enumerate(steps):
-            if step % watch_every == 0:
-                curve.append({"step": step, **_expected(networks, features, reward)})
-            loss, _ = estimate(policy_logits(networks, features[:, rows]), reward[:, rows])
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
-            optimizer.step()
-    curve.append({"step": len(steps), **_expected(networks, features, reward)})
-    return networks, pd.DataFrame(curve)
-
-
-def policy_logits(
-    networks: nn.ModuleList, features: Float[Tensor, "stages samples width"]
-) -> Float[Tensor, "stages samples"]:
-    """The logit of leaving at each exit."""
-    return torch.stack([network(vectors)[:, 0] for network, vectors in zip(networks, features, strict=True)])
-
-
-@torch.no_grad()
-def with_policies(
-    evidence: Evidence, networks: nn.ModuleList, features: Float[Tensor, "stages samples width"]
-) -> Evidence:
-    """The same answers with other policies; `features` are of the evidence's samples, in its order."""
-    return replace(evidence, extras={**evidence.extras, "policy": policy_logits(networks, features).sigmoid()})
-
-
-@torch.no_grad()
-def _expected(networks: nn.ModuleList, features: Tensor, reward: Tensor) -> dict[str, float]:
-    probability = log_leaving(policy_logits(networks, features)).exp()
-    numbers = torch.arange(1, len(reward) + 1, dtype=probability.dtype)[:, None]
-    return {
-        "reward": (probability * reward).sum(dim=0).mean().item(),
-        "layers": (probability * numbers).sum(dim=0).mean().item(),
-    }

@@ -17,17 +17,18 @@ is exactly the plain model's, and the early ones are as good as frozen layers al
 
 from torch import Tensor, nn
 
-from eeutils.backbone import load_backbone
-from eeutils.batching import Batch
-from eeutils.exits import Answers, MultiExitModel, MultiStageModel, own_pooler_exits
-from eeutils.method import Method
+from eeutils.data.samples import Batch
+from eeutils.exiting.rules import entropy
+from eeutils.models.backbone import load_backbone
+from eeutils.models.exits import MultiExitModel, own_pooler_exits
+from eeutils.models.stages import Answers, MultiStageModel
 from eeutils.papers import finetuned
-from eeutils.rules import entropy
-from eeutils.settings import Setting
-from eeutils.training import Phase, answer_loss
+from eeutils.training.loop import Phase, answer_loss
+from eeutils.training.method import Method, Options
+from eeutils.training.settings import Setting
 
 
-def build(setting: Setting, classes: int) -> MultiExitModel:
+def build(setting: Setting, classes: int, options: Options) -> MultiExitModel:
     """An off-ramp with its own pooler on every layer; the last one is the plain model's head."""
     backbone = load_backbone(setting.backbone)
     return MultiExitModel(backbone, own_pooler_exits(backbone, classes, setting.pool))
@@ -38,12 +39,12 @@ def off_ramp_loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Ten
     return answer_loss(answers.logits[:-1], batch.labels).mean(dim=1).sum()
 
 
-def early_off_ramps(model: MultiStageModel) -> list[nn.Module]:
+def early_off_ramps(model: MultiExitModel) -> list[nn.Module]:
     """Off-ramps 1 .. n-1: all that stage 2 trains."""
-    return [model.exits[str(layer)] for layer in model.layers[:-1]]
+    return [model.exit_at(stage) for stage in range(model.stages - 1)]
 
 
-def phases() -> list[Phase]:
+def phases(options: Options) -> list[Phase]:
     """Stage 2 alone: stage 1 is the plain model, which this method starts from."""
     return [Phase("off-ramps", off_ramp_loss, trains=early_off_ramps)]
 

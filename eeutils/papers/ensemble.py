@@ -25,28 +25,52 @@ published.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eeutils.backbone import load_backbone
-from eeutils.batching import Batch
-from eeutils.errors import InputError, unknown
-from eeutils.evidence import Evidence
-from eeutils.exits import Answers, MultiExitModel, MultiStageModel, shared_pooler_exits
-from eeutils.method import Method
-from eeutils.rules import own_logits, vote
-from eeutils.settings import Setting
-from eeutils.training import Phase, answer_loss
-
-WEIGHTS = ("uniform", "depth")
-PER = ("sample", "batch")
+from eeutils.data.samples import Batch
+from eeutils.errors import InputError
+from eeutils.exiting.rules import own_logits, vote
+from eeutils.models.backbone import load_backbone
+from eeutils.models.exits import MultiExitModel, shared_pooler_exits
+from eeutils.models.stages import Answers, MultiStageModel
+from eeutils.training.loop import Phase, Weights, answer_loss, over_exits
+from eeutils.training.method import Method, Options
+from eeutils.training.settings import Setting
 
 
-def build(setting: Setting, classes: int, **options: object) -> MultiExitModel:
+@dataclass(frozen=True)
+class EnsembleOptions(Options):
+    """What may be varied.
+
+    Attributes:
+        diversity: lambda, 0 or more.
+        bound: no pair of classifiers counts more than that many times ln C; None for the term as published.
+        per: "sample" looks for each sample's own most similar earlier classifier, as the equation reads and whatever
+            else is in the batch; "batch" for the one that is most similar on average.
+        last: whether the last classifier is pushed away, too.
+        weights: of the cross entropies, alpha_i.
+    """
+
+    diversity: float = 0.1
+    bound: float | None = 1.0
+    per: Literal["sample", "batch"] = "sample"
+    last: bool = True
+    weights: Weights = "uniform"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.diversity < math.inf:
+            raise InputError(f"diversity is the weight lambda of the diversity term, 0 or more; got {self.diversity}")
+        if self.bound is not None and not 0 < self.bound < math.inf:
+            raise InputError(f"bound is a positive number, in units of ln C, or None for no bound; got {self.bound}")
+
+
+def build(setting: Setting, classes: int, options: EnsembleOptions) -> MultiExitModel:
     """A classifier on every layer and one pooler for all, as in PABEE: what differs is the objective.
 
     Raises:
@@ -65,77 +89,29 @@ def cross_entropies(logits: Float[Tensor, "stages batch classes"]) -> Float[Tens
 
 
 def diversity_term(
-    logits: Float[Tensor, "stages batch classes"], bound: float | None = 1.0, per: str = "sample", last: bool = True
+    logits: Float[Tensor, "stages batch classes"], options: EnsembleOptions = EnsembleOptions()
 ) -> Float[Tensor, ""]:
-    """sum_{i>=2} min_{j<i} CE(p_i, p_j), the mean over the batch.
-
-    Args:
-        logits: what all classifiers say.
-        bound: no pair counts more than that many times ln C; None for the term as published.
-        per: "sample" looks for each sample's own most similar earlier classifier, as the equation reads and whatever
-            else is in the batch; "batch" for the one that is most similar on average.
-        last: whether the last classifier is pushed away, too.
-    """
+    """sum_{i>=2} min_{j<i} CE(p_i, p_j), the mean over the batch, as `bound`, `per` and `last` have it."""
     pairs = cross_entropies(logits)
-    if bound is not None:
+    if options.bound is not None:
         # Before any mean, so that one sample's disagreement cannot pay for the others.
-        pairs = pairs.clamp(max=bound * math.log(logits.shape[-1]))
-    if per == "batch":
+        pairs = pairs.clamp(max=options.bound * math.log(logits.shape[-1]))
+    if options.per == "batch":
         pairs = pairs.mean(dim=-1, keepdim=True)
-    pushed = range(1, len(logits) if last else len(logits) - 1)
+    pushed = range(1, len(logits) if options.last else len(logits) - 1)
     return sum((pairs[i, :i].amin(dim=0).mean() for i in pushed), start=logits.new_zeros(()))
 
 
-def ensemble_loss(
-    model: MultiStageModel,
-    answers: Answers,
-    batch: Batch,
-    *,
-    diversity: float = 0.1,
-    bound: float | None = 1.0,
-    per: str = "sample",
-    last: bool = True,
-    weights: str = "uniform",
-) -> Tensor:
+def ensemble_loss(options: EnsembleOptions, model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
     """sum_i alpha_i CE(p_i, y) - lambda * diversity_term. The alpha_i have mean 1, so that lambda keeps its meaning."""
-    losses = answer_loss(answers.logits, batch.labels).mean(dim=1)
-    alpha = torch.ones_like(losses) if weights == "uniform" else torch.arange(1, len(losses) + 1).to(losses)
-    right = (alpha / alpha.mean() * losses).sum()
-    return right - diversity * diversity_term(answers.logits, bound, per, last)
+    losses = answer_loss(answers.logits, batch.labels)
+    right = len(losses) * over_exits(losses, options.weights)
+    return right - options.diversity * diversity_term(answers.logits, options)
 
 
-def phases(diversity: float, bound: float | None, per: str, last: bool, weights: str) -> list[Phase]:
-    """One phase, everything trained together.
-
-    Raises:
-        InputError: a lambda below 0, a bound that is not positive, or an unknown `per` or `weights`.
-    """
-    if not 0 <= diversity < math.inf:
-        raise InputError(f"diversity is the weight lambda of the diversity term, 0 or more; got {diversity}")
-    if bound is not None and not 0 < bound < math.inf:
-        raise InputError(f"bound is a positive number, in units of ln C, or None for no bound; got {bound}")
-    if per not in PER:
-        raise unknown("per", per, PER)
-    if weights not in WEIGHTS:
-        raise unknown("weights", weights, WEIGHTS)
-    objective = partial(ensemble_loss, diversity=diversity, bound=bound, per=per, last=last, weights=weights)
-    return [Phase("joint", objective)]
-
-
-def agreement(evidence: Evidence) -> Float[Tensor, "stages stages"]:
-    """The share of samples on which two classifiers give the same answer, for all pairs."""
-    said = evidence.predictions
-    return (said[:, None] == said[None, :]).double().mean(dim=-1)
-
-
-def error_correlation(evidence: Evidence) -> Float[Tensor, "stages stages"]:
-    """The correlation of being wrong, for all pairs of classifiers; NaN where one is always right or always wrong.
-
-    Agreement falls when classifiers merely get worse; this asks whether they err on the SAME samples.
-    """
-    if evidence.labels is None:
-        raise InputError("whether two classifiers err together needs labels, and this evidence has none")
-    return torch.corrcoef((evidence.predictions != evidence.labels).double())
+def phases(options: EnsembleOptions) -> list[Phase]:
+    """One phase, everything trained together."""
+    return [Phase("joint", partial(ensemble_loss, options))]
 
 
 METHOD = Method(
@@ -145,5 +121,5 @@ METHOD = Method(
     build=build,
     phases=phases,
     rules={"vote": vote(), "vote, current answer": replace(vote(), name="vote, current answer", answers=own_logits)},
-    options={"diversity": 0.1, "bound": 1.0, "per": "sample", "last": True, "weights": "uniform"},
+    options=EnsembleOptions(),
 )

@@ -8,25 +8,35 @@ help: a k-layer model that never had to serve other exits (BERT-kL in the papers
     k        layers     layers kept, L unless given
 """
 
+from dataclasses import dataclass
+
 import pandas as pd
 from torch import Tensor
 
-from eeutils.backbone import load_backbone
-from eeutils.batching import Batch
-from eeutils.exits import Answers, Exit, MultiExitModel, MultiStageModel, Pooler
-from eeutils.method import Method
-from eeutils.runs import load_or_train
-from eeutils.settings import Setting
-from eeutils.tradeoff import fixed_exits
-from eeutils.training import Phase, answer_loss
+from eeutils.data.samples import Batch
+from eeutils.exiting.tradeoff import fixed_exits
+from eeutils.models.backbone import load_backbone
+from eeutils.models.exits import Exit, MultiExitModel, Pooler
+from eeutils.models.stages import Answers, MultiStageModel
+from eeutils.training.loop import Phase, answer_loss
+from eeutils.training.method import Method, Options
+from eeutils.training.runs import load_or_train
+from eeutils.training.settings import Setting
 
 
-def build(setting: Setting, classes: int, layers: int | None = None) -> MultiExitModel:
-    """The encoder's first `layers` layers (all of them by default) and one head on the last."""
+@dataclass(frozen=True)
+class FinetunedOptions(Options):
+    """`layers`: k, the first layers of the encoder that are kept; None for all of them."""
+
+    layers: int | None = None
+
+
+def build(setting: Setting, classes: int, options: FinetunedOptions) -> MultiExitModel:
+    """The encoder's first k layers and one head on the last."""
     backbone = load_backbone(setting.backbone)
     depth = backbone.depth
-    if layers is not None:
-        backbone.truncate(layers)
+    if options.layers is not None:
+        backbone.truncate(options.layers)
     model = MultiExitModel(backbone, {backbone.depth: Exit(backbone.width, classes, setting.pool, Pooler(backbone))})
     # Speed-ups of a shallow model are measured against the whole encoder.
     model.reference_layers = depth
@@ -38,7 +48,7 @@ def last_exit_loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Te
     return answer_loss(answers.logits[-1:], batch.labels).mean()
 
 
-def phases(layers: int | None = None) -> list[Phase]:
+def phases(options: FinetunedOptions) -> list[Phase]:
     """One phase, everything trained."""
     return [Phase("fine-tune", last_exit_loss)]
 
@@ -50,13 +60,8 @@ METHOD = Method(
     build=build,
     phases=phases,
     rules={},
-    options={"layers": None},
+    options=FinetunedOptions(),
 )
-
-
-def baseline_depths(profile: str, depth: int) -> list[int]:
-    """Which k-layer models a profile can afford to train: all of them in full, two in quick, one in smoke."""
-    return {"smoke": [depth // 2], "quick": [depth // 3, 2 * depth // 3]}.get(profile, list(range(1, depth)))
 
 
 def baselines(setting: Setting, depths: list[int]) -> pd.DataFrame:

@@ -17,16 +17,17 @@ early even helps where the last layers "overthink".
 
 from torch import Tensor
 
-from eeutils.backbone import load_backbone
-from eeutils.batching import Batch
-from eeutils.exits import Answers, MultiExitModel, MultiStageModel, shared_pooler_exits
-from eeutils.method import Method
-from eeutils.rules import patience
-from eeutils.settings import Setting
-from eeutils.training import Phase, answer_loss, depth_weighted
+from eeutils.data.samples import Batch
+from eeutils.exiting.rules import patience
+from eeutils.models.backbone import load_backbone
+from eeutils.models.exits import MultiExitModel, shared_pooler_exits
+from eeutils.models.stages import Answers, MultiStageModel
+from eeutils.training.loop import Phase, answer_loss, over_exits
+from eeutils.training.method import Method, Options
+from eeutils.training.settings import Setting
 
 
-def build(setting: Setting, classes: int) -> MultiExitModel:
+def build(setting: Setting, classes: int, options: Options) -> MultiExitModel:
     """A classifier on every layer; all share one pooler, as in the authors' code."""
     backbone = load_backbone(setting.backbone)
     return MultiExitModel(backbone, shared_pooler_exits(backbone, classes, setting.pool))
@@ -34,10 +35,10 @@ def build(setting: Setting, classes: int) -> MultiExitModel:
 
 def weighted_loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
     """L = sum_j j L_j / sum_j j: the weighted mean of the classifiers' losses, deeper ones weighing more."""
-    return depth_weighted(answer_loss(answers.logits, batch.labels))
+    return over_exits(answer_loss(answers.logits, batch.labels), "depth")
 
 
-def phases() -> list[Phase]:
+def phases(options: Options) -> list[Phase]:
     """One phase, everything trained together."""
     return [Phase("joint", weighted_loss)]
 

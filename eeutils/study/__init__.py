@@ -7,6 +7,6 @@
     python -m eeutils.study tables PROFILE BACKBONE FOLDER --tasks movie mrpc --seeds 0 1 2 --times FILE ...
     python -m eeutils.study readme
 
-`entries` says what is run, `tables` reads the runs into tables, `across` judges claims over tasks and seeds, and `page`
-reads the tables and nothing else: ranks, sentences, the claims ledger. `headline` puts a short table into README.
+`entries` says what is run, `tables` reads the runs into tables, and the others read these and nothing else: `page` is
+what the scoreboard shows of them, `sentences` says it in words, `headline` puts a short table into README.
 """

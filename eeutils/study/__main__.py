@@ -4,13 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from eeutils.data.sources import SourceError
 from eeutils.errors import InputError
 from eeutils.files import atomic_write, repository_root
-from eeutils.settings import Setting
-from eeutils.sources import SourceError
 from eeutils.study.entries import at_rate, train
 from eeutils.study.headline import write_readme
 from eeutils.study.tables import measure, tables, write
+from eeutils.training.settings import Setting
 
 
 def main(arguments: list[str] | None = None) -> None:

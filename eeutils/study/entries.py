@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from eeutils.backbone import load_backbone
+from eeutils.data.specs import spec_of
 from eeutils.errors import unknown
-from eeutils.evidence import Evidence
-from eeutils.method import Method
+from eeutils.exiting.evidence import Evidence, as_stages
+from eeutils.exiting.rules import Rule, entropy, fixed, oracle, random
+from eeutils.exiting.tradeoff import Metric
+from eeutils.models.backbone import config_of
 from eeutils.papers import badge, cascadebert, consistentee, de3bert, deebert, ensemble, finetuned, hashee, pabee
-from eeutils.rules import Rule, entropy, fixed, oracle, random
-from eeutils.runs import Run, load_or_train, metric_of, run_key, runs_dir
-from eeutils.settings import Setting, learns_slowly
-from eeutils.specs import spec_of
-from eeutils.tradeoff import Metric
+from eeutils.papers.budgets import Budget, budget_of
+from eeutils.papers.comparisons import PLAIN
+from eeutils.training.method import Method
+from eeutils.training.runs import Run, find, load_or_train, metric_of
+from eeutils.training.settings import Setting, learns_slowly
 
 Wanted = list[tuple[Method, dict[str, Any]]]
 """The runs that an entry needs: methods with the options that differ from their defaults."""
-
 
 METHOD, BASELINE, HEADROOM = "method", "baseline", "headroom"
 """Kinds of entries: as published; what a method must beat; what needs the labels."""
@@ -34,7 +35,7 @@ class Entry:
 
     Attributes:
         label: as in tables and figures.
-        wanted: (profile, layers of the encoder) -> the runs; several, of one stage each, are points of one curve.
+        wanted: what the profile can afford -> the runs; several, of one stage each, are points of one curve.
         rule: when samples leave.
         kind: `METHOD`, `BASELINE` or `HEADROOM`.
         regression: whether it means anything when the answer is one number.
@@ -42,34 +43,29 @@ class Entry:
     """
 
     label: str
-    wanted: Callable[[str, int], Wanted]
+    wanted: Callable[[Budget], Wanted]
     rule: Rule
     kind: str = METHOD
     regression: bool = False
     trained_for: float | None = None
 
 
-def _one(method: Method) -> Callable[[str, int], Wanted]:
-    return lambda profile, depth: [(method, {})]
+def _one(method: Method) -> Callable[[Budget], Wanted]:
+    return lambda budget: [(method, {})]
 
 
-def _shallow_models(profile: str, depth: int) -> Wanted:
-    depths = [k for k in finetuned.baseline_depths(profile, depth) if k > 0]
-    return [*((finetuned.METHOD, {"layers": layers}) for layers in depths), (finetuned.METHOD, {})]
+def _cascade(budget: Budget) -> Wanted:
+    return [(cascadebert.METHOD, budget.cascade)]
 
 
-def _schedules(profile: str, depth: int) -> Wanted:
+def _shallow_models(budget: Budget) -> Wanted:
+    return [*((finetuned.METHOD, {"layers": layers}) for layers in budget.shallow_depths), (finetuned.METHOD, {})]
+
+
+def _schedules(budget: Budget) -> Wanted:
     """A model for each window of layers; the plain model is the slow end."""
-    windows = [(1, 1), (1, depth // 2), (1, depth), (1 + depth // 2, depth)]
-    few = {"smoke": windows[2:3], "quick": windows[:3]}.get(profile, windows)
-    chosen = [{"first": first, "last": None if last == depth else last} for first, last in few]
-    return [*((hashee.METHOD, options) for options in chosen), (finetuned.METHOD, {})]
-
-
-def _cascade(profile: str, depth: int) -> Wanted:
-    # Five folds over five seeds are 25 trainings before the first one that counts.
-    fewer = {"smoke": {"folds": 2, "repeats": 1}, "quick": {"folds": 2, "repeats": 2}}
-    return [(cascadebert.METHOD, fewer.get(profile, {}))]
+    schedules = ({"first": first, "last": last} for first, last in budget.windows)
+    return [*((hashee.METHOD, options) for options in schedules), (finetuned.METHOD, {})]
 
 
 def _as_published(method: Method, **more: Any) -> Entry:
@@ -77,7 +73,7 @@ def _as_published(method: Method, **more: Any) -> Entry:
     return Entry(method.title, more.pop("wanted", _one(method)), next(iter(method.rules.values())), **more)
 
 
-PLAIN, FIXED, RANDOM, SHALLOW = "plain model", "fixed exits", "random exits", "k-layer models"
+FIXED, RANDOM, SHALLOW = "fixed exits", "random exits", "k-layer models"
 ENTRIES = (
     _as_published(deebert.METHOD),
     _as_published(pabee.METHOD, regression=True),
@@ -111,20 +107,9 @@ def entries_for(task: str, backbone: str) -> list[Entry]:
 
 def method_names(task: str, backbone: str) -> list[str]:
     """The methods that are trained there, one job each."""
-    # The names are the same for every profile and depth, and the depth would take the encoder's weights to know.
-    entries = entries_for(task, backbone)
-    return list(dict.fromkeys(method.name for entry in entries for method, _ in entry.wanted("quick", 12)))
-
-
-def methods_for(profile: str, task: str, backbone: str) -> dict[str, Wanted]:
-    """Name of each method that is trained there -> its runs."""
-    jobs: dict[str, Wanted] = {}
-    for entry in entries_for(task, backbone):
-        for method, options in entry.wanted(profile, _depth(backbone)):
-            runs = jobs.setdefault(method.name, [])
-            if (method, options) not in runs:
-                runs.append((method, options))
-    return jobs
+    # They are the same for every profile and depth, and to know the depth would take the encoder's files.
+    wanted = [run for entry in entries_for(task, backbone) for run in entry.wanted(budget_of("quick", 12))]
+    return list(dict.fromkeys(method.name for method, _ in wanted))
 
 
 RATES = (0.5, 1.0, 2.0)
@@ -144,21 +129,24 @@ def at_rate(setting: Setting, multiple: float) -> Setting:
     return replace(setting, learning_rate=multiple * setting.learning_rate)
 
 
-def train(profile: str, setting: Setting, method: str) -> list[Run]:
-    """Train what the study needs of one method, or load it.
+def train(profile: str, setting: Setting, name: str) -> None:
+    """Train what the study needs of one method and is not there yet.
 
     Raises:
         InputError: a method that the study does not have for this task and backbone.
     """
-    jobs = methods_for(profile, setting.task, setting.backbone)
-    if method not in jobs:
-        raise unknown(f"method of the study on {setting.task}", method, jobs)
-    return [load_or_train(wanted, setting, **options) for wanted, options in jobs[method]]
+    task, backbone = setting.task, setting.backbone
+    if name not in (names := method_names(task, backbone)):
+        raise unknown(f"method of the study on {task}", name, names)
+    for entry in entries_for(task, backbone):
+        for method, options in entry.wanted(_budget(profile, backbone)):
+            if method.name == name:
+                load_or_train(method, setting, **options)
 
 
 @dataclass(frozen=True)
 class Result:
-    """An entry's trained runs of one task and seed, and what they say together."""
+    """An entry's trained runs of one task and seed, and what they say together: several runs are its stages."""
 
     entry: Entry
     setting: Setting
@@ -166,23 +154,35 @@ class Result:
 
     @property
     def dev(self) -> Evidence:
-        """Evidence on dev; several runs are its stages."""
-        return self._joined([run.dev for run in self.runs])
+        """Evidence on dev."""
+        return self.runs[0].dev if len(self.runs) == 1 else as_stages([run.dev for run in self.runs])
 
     @property
     def test(self) -> Evidence:
-        """Evidence on test; several runs are its stages."""
-        return self._joined([run.test for run in self.runs])
+        """Evidence on test."""
+        return self.runs[0].test if len(self.runs) == 1 else as_stages([run.test for run in self.runs])
 
-    @staticmethod
-    def _joined(parts: list[Evidence]) -> Evidence:
-        return parts[0] if len(parts) == 1 else hashee.as_stages(parts)
+    @property
+    def metric(self) -> Metric:
+        """The headline metric, in its fastest form: see `metric_for_resamples`."""
+        return metric_for_resamples(self.setting.task)
 
 
 def result_of(entry: Entry, profile: str, setting: Setting) -> Result | None:
     """An entry's runs, or None where one of them has not been trained."""
-    found = [trained(method, setting, options) for method, options in entry.wanted(profile, _depth(setting.backbone))]
-    return Result(entry, setting, tuple(run for run in found if run)) if all(found) else None
+    wanted = entry.wanted(_budget(profile, setting.backbone))
+    runs = [find(method, setting, **options) for method, options in wanted]
+    return Result(entry, setting, tuple(runs)) if all(runs) else None
+
+
+def with_parents(runs: Iterable[Run]) -> list[Run]:
+    """Runs and those that they start from, each once."""
+    unique = {}
+    for run in runs:
+        unique[run.directory] = run
+        parent = run.method.starts_from and find(run.method.starts_from, run.setting)
+        unique |= {other.directory: other for other in with_parents([parent])} if parent else {}
+    return list(unique.values())
 
 
 def metric_for_resamples(task: str) -> Metric:
@@ -200,24 +200,6 @@ def _phi(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(np.corrcoef(predictions, labels)[0, 1])
 
 
-def with_parents(runs: Iterable[Run]) -> list[Run]:
-    """Runs and those that they start from, each once."""
-    unique = {}
-    for run in runs:
-        unique[run.directory] = run
-        parent = run.method.starts_from and trained(run.method.starts_from, run.setting, {})
-        unique |= {other.directory: other for other in with_parents([parent])} if parent else {}
-    return list(unique.values())
-
-
-def trained(method: Method, setting: Setting, options: dict[str, Any]) -> Run | None:
-    """A run that is there already, or None: nothing is trained."""
-    options = method.with_options(**options)
-    key = run_key(method, setting, options)
-    directory = next(runs_dir().glob(f"{method.name}*-{key[:10]}"), None)
-    return None if directory is None else Run(directory, method, setting, options)
-
-
 @lru_cache
-def _depth(backbone: str) -> int:
-    return load_backbone(backbone).depth
+def _budget(profile: str, backbone: str) -> Budget:
+    return budget_of(profile, config_of(backbone).num_hidden_layers)

@@ -7,12 +7,15 @@ import pandas as pd
 
 from eeutils.errors import InputError
 from eeutils.files import atomic_write
+from eeutils.papers.comparisons import PLAIN
 from eeutils.study import page
+from eeutils.study.entries import FIXED
+from eeutils.study.sentences import blind_exits
 
 MARKS = ("<!-- study: begin -->", "<!-- study: end -->")
 """In README, the table stands between them."""
 
-BASELINES = ("PABEE's exits, entropy", "fixed exits")
+BASELINES = ("PABEE's exits, entropy", FIXED)
 """What stands beside the methods."""
 
 
@@ -35,16 +38,10 @@ def headline_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
     for row, top in zip(rows.itertuples(), best, strict=True):
         score = f"**{row.score:.3f}**" if row.score == top else f"{row.score:.3f}"
         cells.append(score + page.arrow(row))
-    plain = page.plain_model(layers).assign(method="plain model, 1x")
+    plain = page.without_exiting(layers, PLAIN).assign(method=f"{PLAIN}, 1x")
     shown = pd.concat([rows.assign(cell=cells), plain.assign(cell=plain.score.map("{:.3f}".format))])
-    order, tasks = ([*dict.fromkeys(shown[name])] for name in ("method", "task"))
-    table = (
-        shown.pivot_table(index="method", columns="task", values="cell", aggfunc="first")
-        .reindex(order)[tasks]
-        .fillna("")
-        .rename_axis(None)
-    )
-    table.columns = [f"{page.title_of(task)} ({page.metric_name(task)})" for task in tasks]
+    table = page.crossed(shown, "method", "task", shown.cell).fillna("").rename_axis(None)
+    table.columns = [f"{page.title_of(task)} ({page.metric_name(task)})" for task in table.columns]
     seeds = sorted(rows.groupby("task").seeds.max().unique())
     left_out = [page.title_of(task) for task in dict.fromkeys(scores.task) if task not in known]
     facts = (
@@ -52,7 +49,7 @@ def headline_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
         f"{rows.profile.iloc[0]}, {rows.backbone.iloc[0]}. Bold: the highest of a task. ↑ ↓: above or below the fixed "
         "exits, which cost nothing, by more than a 95% interval. Empty: out of reach, or without a meaning there. "
         + (f"Left out, as the plain model did not learn it at this size: {', '.join(left_out)}. " if left_out else "")
-        + "".join(f"{sentence} " for sentence in page.blind_exits(scores))
+        + "".join(f"{sentence} " for sentence in blind_exits(scores))
         + "Intervals, other speed-ups and the cost of each method: [notebook 08](notebooks/08_scoreboard.ipynb)."
     )
     return f"{page.markdown_table(table)}\n\n{facts}"

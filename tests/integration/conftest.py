@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from eeutils import runs
-from eeutils.settings import Setting
+from eeutils.data import tasks
+from eeutils.training import runs
+from eeutils.training.settings import Setting
 from tests.tiny import tiny_encoder, tiny_task, tiny_tokenizer
 
 
@@ -39,8 +40,8 @@ def setting(encoder_folder: str) -> Setting:
 def tiny_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Every task is the tiny one, and runs go to a folder of this test."""
     monkeypatch.setenv("EEUTILS_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(runs, "load_task", lambda name, **sizes: tiny_task(name, sizes.get("train_size") or 48))
-    caches = (runs.task_of, runs.samples_of)
+    monkeypatch.setattr(tasks, "load_task", lambda name, **sizes: tiny_task(name, sizes.get("train_size") or 48))
+    caches = (tasks.task_of, runs.samples_of)
     for cache in caches:
         cache.cache_clear()
     yield

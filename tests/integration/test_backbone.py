@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from eeutils.backbone import FAMILIES, Backbone, check_backbone, default_pool, load_backbone, load_tokenizer
+from eeutils.models.backbone import FAMILIES, Backbone, check_backbone, default_pool, load_backbone, load_tokenizer
 from eeutils.errors import InputError
 from tests.tiny import CONFIGS, tiny_encoder
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eeutils import rules, tradeoff
-from eeutils.backbone import Backbone
-from eeutils.batching import Batch
+from eeutils.exiting import rules, tradeoff
+from eeutils.models.backbone import Backbone
+from eeutils.data.samples import Batch
 from eeutils.errors import InputError
-from eeutils.evidence import record
-from eeutils.exits import MultiExitModel, shared_pooler_exits
+from eeutils.exiting.evidence import record
+from eeutils.models.exits import MultiExitModel, shared_pooler_exits
 from eeutils.papers import badge, pabee
-from eeutils.runs import load_or_train
-from eeutils.runtime import Runtime
-from eeutils.settings import Setting
+from eeutils.training.runs import load_or_train
+from eeutils.models.runtime import Runtime
+from eeutils.training.settings import Setting
 from tests.tiny import CONFIGS, flops_counted, of_length, tiny_encoder, tiny_samples
 
 SAMPLES = tiny_samples(12)

@@ -5,10 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from eeutils import bench
-from eeutils.evidence import record
-from eeutils.rules import entropy
-from eeutils.tradeoff import decide, sweep
+from eeutils.papers import consistentee, pabee
+from workflow import bench
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +17,11 @@ def quick_table(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model():
+def encoder(tmp_path_factory):
     torch.manual_seed(0)
-    return bench.build("tiny")
+    folder = str(tmp_path_factory.mktemp("encoder"))
+    bench.save_tiny_encoder(folder)
+    return folder
 
 
 def test_the_table_has_the_columns_that_readers_rely_on(quick_table):
@@ -39,12 +39,23 @@ def test_every_measured_value_is_a_number_and_every_ratio_positive(quick_table):
     assert (quick_table.value[quick_table.unit == "MB"] >= 0).all()
 
 
-def test_met_says_whether_the_value_reaches_its_target(quick_table):
-    aimed = quick_table[quick_table.target.notna()]
-    for row in aimed.itertuples():
-        comparison, bar = row.target.split()
-        assert row.met == (row.value >= float(bar) if comparison == ">=" else row.value <= float(bar))
-    assert quick_table.met[quick_table.target.isna()].isna().all()
+@pytest.mark.parametrize(
+    ("target", "value", "met"),
+    [
+        (">= 3.5", 3.5, True),
+        (">= 3.5", 3.499, False),
+        ("<= 5", 5, True),
+        ("<= 5", 5.001, False),
+        ("<= 5", -2, True),
+        ("", 1, None),
+    ],
+)
+def test_met_says_whether_the_value_reaches_its_target(target, value, met):
+    assert bench.Row("what", value, "x", "note", target).met is met
+
+
+def test_only_what_has_a_target_is_judged(quick_table):
+    assert quick_table.met.notna().equals(quick_table.target.notna())
 
 
 @pytest.mark.parametrize(
@@ -62,6 +73,14 @@ def test_met_says_whether_the_value_reaches_its_target(quick_table):
 )
 def test_every_promised_figure_stands_in_the_table_with_its_target(quick_table, what, target):
     assert target in set(quick_table.target[quick_table.what.str.contains(what, regex=False)])
+
+
+@pytest.mark.parametrize(
+    "work", ["training, length buckets", "recording and sweep", "runtime with early", "plain model"]
+)
+def test_memory_is_measured_of_all_that_is_timed(quick_table, work):
+    [unit] = quick_table.unit[quick_table.what.str.startswith(f"peak memory, {work}")]
+    assert unit == "MB"
 
 
 def test_a_table_that_cannot_be_written_leaves_the_old_one_as_it_was(tmp_path, monkeypatch):
@@ -88,57 +107,34 @@ def test_a_quick_run_does_not_replace_the_committed_table(tmp_path, monkeypatch,
     assert pd.read_csv(tmp_path / "bench.csv").equals(quick_table)
 
 
-def test_what_is_compared_takes_turns_call_by_call():
-    order = []
-    tracks = {"a": [lambda: order.append("a1"), lambda: order.append("a2")], "b": [lambda: order.append("b1")]}
-    seconds = bench.race(tracks, rounds=2, description="race")
-    assert order == ["a1", "b1"] + ["a1", "b1", "a2"] * 2  # the first two warm up
-    assert all(track.shape == (2,) and (track > 0).all() for track in seconds.values())
-
-
-def test_the_plain_model_answers_as_the_last_exit_does(model):
-    samples, _ = bench._random_samples()
-    batch = samples.batch(range(8))
-    with torch.inference_mode():
-        expected = model(*batch.inputs).logits[-1]
-    assert torch.allclose(bench.plain(model, batch), expected, atol=1e-6)
-
-
-def test_the_spread_rule_sends_as_many_samples_to_every_stage(model):
-    samples, _ = bench._random_samples(40)
-    stages = decide(record(model, samples), bench.spread(), 1.0).stages
-    assert torch.bincount(stages).tolist() == [10] * model.stages
+def test_the_plain_model_answers_as_the_last_exit_does(encoder):
+    model, samples = bench.build(pabee.METHOD, encoder), bench.random_samples(8)
+    [plain] = bench.passes(bench.plain(model), samples, 8)
+    [all_exits] = bench.passes(model, samples, 8)
+    assert plain().shape == (1, 8, 2)
+    assert torch.allclose(plain()[0], all_exits()[-1], atol=1e-6)
 
 
 def test_timed_training_batches_are_as_wide_as_those_of_a_whole_epoch():
-    samples, _ = bench._random_samples(32 * 200)
-    for way in ("buckets", "dynamic"):
-        few, all_of_them = (bench._train_batches(samples, way, count) for count in (12, 200))
+    samples = bench.random_samples(32 * 200)
+    for way in (bench.BUCKETS, bench.DYNAMIC):
+        few, all_of_them = (bench.train_batches(samples, way, count) for count in (12, 200))
         mean_width = [np.mean([batch.input_ids.shape[1] for batch in group]) for group in (few, all_of_them)]
         assert mean_width[0] == pytest.approx(mean_width[1], rel=0.05)
-    padded = bench._train_batches(samples, "padded", 3)
+    padded = bench.train_batches(samples, bench.PADDED, 3)
     assert {tuple(batch.input_ids.shape) for batch in padded} == {(32, bench.PADDED_TO)}
 
 
-def test_rerun_thresholds_lie_evenly_along_the_curve(model):
-    samples, _ = bench._random_samples(1000)
-    evidence = record(model, samples)
-    thresholds = bench._spread_thresholds(evidence, entropy())
-    layers = sweep(evidence, entropy(), bench.metric_of("movie"), thresholds).layers
-    assert len(layers) == bench.THRESHOLDS
-    assert np.diff(layers) == pytest.approx((layers.max() - layers.min()) / (bench.THRESHOLDS - 1), abs=0.1)
-
-
-def test_replicas_share_one_pass_of_the_encoder_and_the_naive_way_takes_one_for_each():
-    samples, _ = bench._random_samples(8)
-    model = bench.build_consistentee("tiny")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+def test_replicas_share_one_pass_of_the_encoder_and_the_naive_way_takes_one_for_each(encoder):
+    samples, model = bench.random_samples(8), bench.build(consistentee.METHOD, encoder)
+    noted = samples.with_notes(memorized_layer=(samples.ids, torch.ones(8, dtype=torch.long)))
     passes = []
     model.backbone.model.encoder.layer[0].register_forward_hook(lambda *_: passes.append(1))
-    noted = samples.with_notes(memorized_layer=(samples.ids, torch.ones(8, dtype=torch.long)))
-    before = model.exits["1"].policy[0].weight.clone()
-    bench.replica_step(model, optimizer, noted.batch(range(8)), passes=1)
+    before = model.exit_at(0).policy[0].weight.clone()
+    [shared] = bench.train_steps(model, consistentee.METHOD, [noted.batch(range(8))])
+    shared()
     assert len(passes) == 1
-    assert not torch.equal(model.exits["1"].policy[0].weight, before)
-    bench.replica_step(model, optimizer, noted.batch(range(8)), passes=8)
+    assert not torch.equal(model.exit_at(0).policy[0].weight, before)
+    [naive] = bench.train_steps(model, consistentee.METHOD, [noted.batch(range(8))], passes=8)
+    naive()
     assert len(passes) == 1 + 8

@@ -10,17 +10,18 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from eeutils import rules, runs, tradeoff
-from eeutils.backbone import Backbone, load_tokenizer
-from eeutils.batching import Batch, encode
+from eeutils.exiting import rules, tradeoff
+from eeutils.training import runs
+from eeutils.models.backbone import Backbone, load_tokenizer
+from eeutils.data.samples import Batch, encode
 from eeutils.errors import InputError
-from eeutils.evidence import record
-from eeutils.exits import Answers, Exit, MultiExitModel, Pooler
+from eeutils.exiting.evidence import record
+from eeutils.models.exits import Answers, Exit, MultiExitModel, Pooler
 from eeutils.papers import cascadebert, finetuned
 from eeutils.papers.cascadebert import METHOD, Cascade, difficulty_loss, same_vocabulary
-from eeutils.runs import load_or_train
-from eeutils.runtime import Runtime
-from eeutils.settings import Setting
+from eeutils.training.runs import load_or_train
+from eeutils.models.runtime import Runtime
+from eeutils.training.settings import Setting
 from tests.helpers import accuracy, make_evidence
 from tests.tiny import WORDS, sentences, tiny_encoder, tiny_samples, tiny_tokenizer
 

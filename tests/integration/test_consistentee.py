@@ -5,18 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eeutils import rules, runs, tradeoff
-from eeutils.backbone import Backbone
-from eeutils.batching import Batch
+from eeutils.exiting import rules, tradeoff
+from eeutils.training import runs
+from eeutils.models.backbone import Backbone
+from eeutils.data.samples import Batch
 from eeutils.errors import InputError
-from eeutils.evidence import record, record_features
-from eeutils.exits import MultiExitModel
+from eeutils.exiting.evidence import record, record_features
+from eeutils.models.exits import MultiExitModel
 from eeutils.papers import consistentee, pabee
 from eeutils.papers.consistentee import METHOD
-from eeutils.runs import load_or_train
-from eeutils.runtime import Runtime
-from eeutils.settings import Setting
-from eeutils.training import answer_loss
+from eeutils.training.runs import load_or_train
+from eeutils.models.runtime import Runtime
+from eeutils.training.settings import Setting
+from eeutils.training.loop import answer_loss
 from tests.tiny import tiny_encoder, tiny_samples
 
 OPTIONS = {"speed_weight": 0.1, "hardness": "memorized"}

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from eeutils import rules, tradeoff
-from eeutils.backbone import Backbone
-from eeutils.evidence import record
-from eeutils.exits import MultiExitModel, own_pooler_exits, shared_pooler_exits
+from eeutils.exiting import rules, tradeoff
+from eeutils.models.backbone import Backbone
+from eeutils.exiting.evidence import record
+from eeutils.models.exits import MultiExitModel, own_pooler_exits, shared_pooler_exits
 from eeutils.papers import finetuned
-from eeutils.settings import Setting
+from eeutils.training.settings import Setting
 from tests.helpers import accuracy
 from tests.tiny import CONFIGS, flops_counted, of_length, tiny_encoder, tiny_samples
 

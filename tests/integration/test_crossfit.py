@@ -7,12 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eeutils import crossfit, runs, training
-from eeutils.batching import Samples
-from eeutils.crossfit import fold_of, out_of_fold
+from eeutils.data.samples import Samples
 from eeutils.errors import InputError
+from eeutils.models.exits import MultiExitModel
 from eeutils.papers import deebert, pabee
-from eeutils.settings import Setting
+from eeutils.training import crossfit, loop, runs
+from eeutils.training.crossfit import fold_of, out_of_fold
+from eeutils.training.fingerprint import run_key
+from eeutils.training.settings import Setting
 from tests.tiny import tiny_task
 
 
@@ -39,18 +41,18 @@ def test_no_sample_is_judged_by_a_model_that_saw_it(setting: Setting, monkeypatc
     setting = replace(setting, epochs=1)
     seen: list[set[int]] = []
     judged: list[set[int]] = []
-    fit, record = training.fit, crossfit.record
+    fit, record = loop.fit, runs.record
 
     def spied_fit(model: object, phases: object, train: Samples, *rest: object, **options: object) -> object:
         seen.append(set(train.ids.tolist()))
         return fit(model, phases, train, *rest, **options)
 
-    def spied_record(model: object, samples: Samples) -> object:
+    def spied_record(model: object, samples: Samples, **options: object) -> object:
         judged.append(set(samples.ids.tolist()))
-        return record(model, samples)
+        return record(model, samples, **options)
 
-    monkeypatch.setattr(training, "fit", spied_fit)
-    monkeypatch.setattr(crossfit, "record", spied_record)
+    monkeypatch.setattr(loop, "fit", spied_fit)
+    monkeypatch.setattr(runs, "record", spied_record)
     evidence = out_of_fold(pabee.METHOD, setting, folds=3, seed=5, progress=False)
     everyone = set(tiny_task().train["id"])
     assert len(seen) == len(judged) == 3
@@ -69,3 +71,37 @@ def test_no_sample_is_judged_by_a_model_that_saw_it(setting: Setting, monkeypatc
 def test_a_method_whose_start_has_seen_everything_is_refused(setting: Setting) -> None:
     with pytest.raises(InputError, match="deebert starts from finetuned"):
         out_of_fold(deebert.METHOD, setting, folds=2)
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_a_regression_far_from_zero_begins_at_its_mean_in_every_fold(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[float] = []
+    fit = loop.fit
+
+    def spied(model: MultiExitModel, phases: object, train: Samples, *rest: object, **options: object) -> object:
+        assert model.exit_at(0).classifier.bias.item() == pytest.approx(train.labels.double().mean().item())
+        begun.append(model.exit_at(0).classifier.bias.item())
+        return fit(model, phases, train, *rest, **options)
+
+    monkeypatch.setattr(loop, "fit", spied)
+    out_of_fold(pabee.METHOD, replace(setting, task="movie-valence", epochs=1), folds=2, progress=False)
+    assert len(begun) == 2
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_folds_of_unrelated_trainings_do_not_wait_for_each_other(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    alone = crossfit.only_one
+
+    def spied(name: str) -> object:
+        names.append(name)
+        return alone(name)
+
+    monkeypatch.setattr(crossfit, "only_one", spied)
+    out_of_fold(pabee.METHOD, replace(setting, epochs=1), folds=2, progress=False)
+    key = run_key(pabee.METHOD, replace(setting, epochs=1), pabee.METHOD.options)
+    assert names == [f"fold{number}of2-{key[:10]}" for number in range(2)]

@@ -8,15 +8,15 @@ import pytest
 import torch
 from sklearn.neighbors import NearestCentroid
 
-from eeutils import tradeoff
-from eeutils.batching import Batch
+from eeutils.exiting import tradeoff
+from eeutils.data.samples import Batch
 from eeutils.errors import InputError
-from eeutils.evidence import record
-from eeutils.exits import Answers, MultiExitModel, pool_tokens
+from eeutils.exiting.evidence import record
+from eeutils.models.exits import Answers, MultiExitModel, pool_tokens
 from eeutils.papers import de3bert, pabee
-from eeutils.runs import load_or_train
-from eeutils.runtime import Runtime
-from eeutils.settings import Setting
+from eeutils.training.runs import load_or_train
+from eeutils.models.runtime import Runtime
+from eeutils.training.settings import Setting
 from tests.tiny import tiny_model, tiny_samples
 
 DISTANCES = torch.tensor([[[1.0, 2.0], [3.0, 2.0]], [[0.5, 0.0], [1.0, 4.0]]])  # 2 exits, 2 samples, 2 classes

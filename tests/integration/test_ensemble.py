@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eeutils import rules, tradeoff
+from eeutils.exiting import rules, tradeoff
 from eeutils.errors import InputError
 from eeutils.papers import ensemble
-from eeutils.runs import load_or_train
-from eeutils.runtime import Runtime
-from eeutils.settings import Setting
+from eeutils.training.runs import load_or_train
+from eeutils.models.runtime import Runtime
+from eeutils.training.settings import Setting
 
 pytestmark = pytest.mark.usefixtures("tiny_tasks")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from eeutils.backbone import Backbone, Hidden
+from eeutils.models.backbone import Backbone, Hidden
 from eeutils.errors import InputError
-from eeutils.exits import (
+from eeutils.models.exits import (
     Answer,
     Exit,
     ExitState,

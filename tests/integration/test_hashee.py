@@ -8,18 +8,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from eeutils import rules, tradeoff
-from eeutils.backbone import Backbone
-from eeutils.batching import Batch, Samples
+from eeutils.exiting import rules, tradeoff
+from eeutils.models.backbone import Backbone
+from eeutils.data.samples import Batch, Samples
 from eeutils.errors import InputError
-from eeutils.evidence import record
-from eeutils.exits import Exit, Pooler
+from eeutils.exiting.evidence import record
+from eeutils.models.exits import Exit, Pooler
 from eeutils.papers import finetuned, hashee
 from eeutils.papers.hashee import HashExitModel
-from eeutils.runs import load_or_train
-from eeutils.runtime import Runtime
-from eeutils.schedule import FUNCTIONS, TokenSchedule, make_schedule, windows
-from eeutils.settings import Setting
+from eeutils.training.runs import load_or_train
+from eeutils.models.runtime import Runtime
+from eeutils.models.schedule import FUNCTIONS, TokenSchedule, make_schedule, windows
+from eeutils.training.settings import Setting
 from tests.helpers import accuracy
 from tests.tiny import CONFIGS, tiny_encoder, tiny_samples, tiny_tokenizer
 

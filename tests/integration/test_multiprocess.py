@@ -20,8 +20,8 @@ _TRAIN = """
     from safetensors.torch import save_model
 
     from eeutils.papers import deebert, pabee
-    from eeutils.settings import Setting
-    from eeutils.training import fit
+    from eeutils.training.settings import Setting
+    from eeutils.training.loop import fit
     from tests.helpers import accuracy
     from tests.tiny import tiny_model, tiny_samples
 
@@ -44,7 +44,7 @@ _TRAIN = """
         setting = Setting(epochs=2, batch_size=8, learning_rate=1e-3)
         train, dev = tiny_samples(int(samples), longest=12), tiny_samples(10, seed=9)
         fit(
-            model, [*pabee.phases(), *deebert.phases()], train, dev, accuracy, setting, folder / "checkpoints",
+            model, [*pabee.phases(None), *deebert.phases(None)], train, dev, accuracy, setting, folder / "checkpoints",
             progress=False, checkpoint_seconds=float(checkpoints),
         )
         del model.forward

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from eeutils.data.sources import SourceError, fetch
+from eeutils.data.tasks import Task, describe, load_task
 from eeutils.errors import InputError
-from eeutils.sources import SourceError, fetch
-from eeutils.tasks import Task, describe, load_task
 
 
 def fetch_or_skip(name: str) -> Path:
@@ -42,7 +42,7 @@ def test_movie_has_the_published_sentences() -> None:
     assert -4 <= min(valence) < max(valence) <= 4
 
     task = load_task("movie")
-    assert task.dropped == {"duplicate text": 2, "valence exactly zero": 37}
+    assert task.dropped == {"duplicate text": (2, 10_605), "valence exactly zero": (37, 10_605)}
     assert rows(task) == (8070, 896, 1600)
     shares = describe(task)["positive"]
     assert shares.tolist() == pytest.approx([0.496] * 3, abs=1e-3)
@@ -64,7 +64,7 @@ def test_the_other_offline_tasks(name: str, expected: tuple[int, int, int], drop
     fetch_or_skip("vader")
     task = load_task(name)
     assert rows(task) == expected
-    assert sum(task.dropped.values()) == dropped
+    assert sum(count for count, _ in task.dropped.values()) == dropped
     assert_disjoint(task)
 
 
@@ -107,7 +107,7 @@ def test_glue_has_the_published_rows(name: str, train: int, test: int, dropped: 
         if "cannot read" not in str(error):
             raise
         pytest.skip(f"this GLUE folder does not hold {name}: {error}")
-    assert task.dropped == ({"train text also in test": dropped} if dropped else {})
+    assert task.dropped == ({"train text also in test": (dropped, train)} if dropped else {})
     assert len(task.train) + len(task.dev) + dropped == train
     assert len(task.dev) == pytest.approx((train - dropped) / 10, abs=5)
     assert len(task.test) == test

@@ -10,11 +10,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from eeutils import backbone
-from eeutils.backbone import load_backbone, load_tokenizer
+from eeutils.models import backbone
+from eeutils.models.backbone import load_backbone, load_tokenizer
 from eeutils.errors import InputError
-from eeutils.onnx import encoder_weights, from_onnx
-from eeutils.sources import SourceError, fetch
+from eeutils.models.onnx import encoder_weights, from_onnx
+from eeutils.data.sources import SourceError, fetch
 
 
 def l3_folder() -> Path:
@@ -66,7 +66,7 @@ def test_the_three_layers_say_what_onnxruntime_says() -> None:
 def test_it_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     l3_folder()
     first = backbone.resolve("minilm-l3")
-    monkeypatch.setattr("eeutils.onnx.encoder_weights", lambda file: pytest.fail("converted again"))
+    monkeypatch.setattr("eeutils.models.onnx.encoder_weights", lambda file: pytest.fail("converted again"))
     assert backbone.resolve("minilm-l3") == first
 
 

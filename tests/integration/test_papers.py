@@ -1,30 +1,40 @@
 """The papers' own parts: DeeBERT's two stages, PABEE's loss, and what every METHOD has in common."""
 
 import importlib
+import math
 import pkgutil
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Literal, get_origin, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor
 
-from eeutils import papers, rules, tradeoff
-from eeutils.batching import Batch
-from eeutils.exits import Answers
-from eeutils.method import Method
-from eeutils.papers import deebert, finetuned, pabee
-from eeutils.rules import Rule
-from eeutils.runs import load_or_train
-from eeutils.runtime import Runtime
-from eeutils.settings import Setting
-from eeutils.training import Phase
+from eeutils import papers
+from eeutils.data.samples import Batch
+from eeutils.errors import InputError
+from eeutils.exiting import rules, tradeoff
+from eeutils.exiting.rules import Rule
+from eeutils.models.cost import Spent
+from eeutils.models.runtime import Runtime
+from eeutils.models.stages import Answers
+from eeutils.papers import badge, cascadebert, consistentee, deebert, ensemble, finetuned, pabee
+from eeutils.training.loop import Phase
+from eeutils.training.method import Method
+from eeutils.training.runs import load_or_train
+from eeutils.training.settings import Setting
 from tests.tiny import tiny_model, tiny_samples
 
 MODULES = [importlib.import_module(f"eeutils.papers.{module.name}") for module in pkgutil.iter_modules(papers.__path__)]
-METHODS = [module.METHOD for module in MODULES if module.__name__ != "eeutils.papers.baselines"]
+METHODS = [module.METHOD for module in MODULES if hasattr(module, "METHOD")]
 
 
 MODEL = tiny_model()  # the losses below do not look at it
+
+
+def answers_of(logits: Tensor) -> Answers:
+    nothing = torch.zeros(logits.shape[:2])
+    return Answers(logits, Spent(nothing, nothing))
 
 
 def batch_of(labels: list[float]) -> Batch:
@@ -42,12 +52,13 @@ def test_every_method_fills_the_same_fields(method: Method, setting: Setting) ->
     assert method.title
     assert any(year in method.citation for year in map(str, range(2015, 2030)))
     # No smaller model is known for a made-up encoder: a row of models takes it twice.
-    options = method.with_options(**({"models": (setting.backbone,)} if "models" in method.options else {}))
-    model = method.build(setting, 3, **options)
+    options = method.with_options(**({"models": (setting.backbone,)} if hasattr(method.options, "models") else {}))
+    model = method.build(setting, 3, options)
+    assert set(method.encoders(setting, options)) == {setting.backbone}
     assert model.layers[-1] >= model.reference_layers == 4
     samples = tiny_samples(3)
     assert model(*samples.batch([0, 1, 2]).inputs).logits.shape == (model.stages, 3, 3)
-    phases = method.phases(**options)
+    phases = method.phases(options)
     assert phases
     assert all(isinstance(phase, Phase) for phase in phases)
     assert len({phase.name for phase in phases}) == len(phases)
@@ -60,11 +71,11 @@ def test_pabee_s_loss_is_the_mean_weighted_by_depth_worked_out_by_hand() -> None
     labels = [1, 0]
     by_stage = [sum(cross_entropy(logits[stage, i], labels[i]) for i in range(2)) / 2 for stage in range(3)]
     wanted = (1 * by_stage[0] + 2 * by_stage[1] + 3 * by_stage[2]) / 6
-    assert pabee.weighted_loss(MODEL, Answers(logits), batch_of(labels)).item() == pytest.approx(wanted, rel=1e-5)
+    assert pabee.weighted_loss(MODEL, answers_of(logits), batch_of(labels)).item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_pabee_s_loss_on_numbers_is_the_weighted_squared_error_by_hand() -> None:
-    answers = Answers(torch.tensor([[[1.0], [0.0]], [[2.0], [1.0]]]))
+    answers = answers_of(torch.tensor([[[1.0], [0.0]], [[2.0], [1.0]]]))
     # Stage 1 is off by 1 and 2, stage 2 by 0 and 1: (1 * 2.5 + 2 * 0.5) / 3.
     assert pabee.weighted_loss(MODEL, answers, batch_of([2.0, 2.0])).item() == pytest.approx(3.5 / 3)
 
@@ -73,15 +84,15 @@ def test_pabee_s_loss_leaves_what_it_is_given_as_it_is() -> None:
     # The authors' code adds into the first loss in place.
     logits = torch.randn(3, 2, 2)
     before = logits.clone()
-    first = pabee.weighted_loss(MODEL, Answers(logits), batch_of([0, 1]))
-    assert torch.equal(first, pabee.weighted_loss(MODEL, Answers(logits), batch_of([0, 1])))
+    first = pabee.weighted_loss(MODEL, answers_of(logits), batch_of([0, 1]))
+    assert torch.equal(first, pabee.weighted_loss(MODEL, answers_of(logits), batch_of([0, 1])))
     assert torch.equal(logits, before)
 
 
 def test_deebert_s_second_stage_sums_the_first_n_minus_1_losses_unweighted() -> None:
     logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
     labels = [1, 0, 1]
-    loss = deebert.off_ramp_loss(MODEL, Answers(logits), batch_of(labels))
+    loss = deebert.off_ramp_loss(MODEL, answers_of(logits), batch_of(labels))
     wanted = sum(cross_entropy(logits[stage, i].detach(), labels[i]) / 3 for stage in range(3) for i in range(3))
     assert loss.item() == pytest.approx(wanted, rel=1e-5)
     loss.backward()
@@ -90,17 +101,17 @@ def test_deebert_s_second_stage_sums_the_first_n_minus_1_losses_unweighted() -> 
 
 
 def test_deebert_s_second_stage_trains_the_early_off_ramps_alone(setting: Setting) -> None:
-    model = deebert.build(setting, 2)
+    model = deebert.build(setting, 2, deebert.METHOD.options)
     trained = deebert.early_off_ramps(model)
     assert [id(part) for part in trained] == [id(model.exits[layer]) for layer in ("1", "2", "3")]
-    [phase] = deebert.phases()
+    [phase] = deebert.phases(deebert.METHOD.options)
     assert phase.trains is deebert.early_off_ramps
     assert deebert.METHOD.starts_from is finetuned.METHOD
 
 
 def test_the_plain_model_s_loss_is_that_of_the_last_answer(setting: Setting) -> None:
     logits = torch.randn(3, 2, 2)
-    loss = finetuned.last_exit_loss(MODEL, Answers(logits), batch_of([1, 0]))
+    loss = finetuned.last_exit_loss(MODEL, answers_of(logits), batch_of([1, 0]))
     wanted = (cross_entropy(logits[-1, 0], 1) + cross_entropy(logits[-1, 1], 0)) / 2
     assert loss.item() == pytest.approx(wanted, rel=1e-5)
 
@@ -133,3 +144,29 @@ def test_deebert_from_training_to_the_runtime(setting: Setting) -> None:
     plain = load_or_train(finetuned.METHOD, setting, progress=False)
     never = Runtime(run.model(), rule)(run.samples("test"))
     torch.testing.assert_close(never.logits.float(), plain.test.logits[-1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_word_that_an_option_cannot_take_is_refused_with_the_valid_ones(method: Method) -> None:
+    for field in fields(method.options):
+        if get_origin(get_type_hints(type(method.options))[field.name]) is Literal:
+            with pytest.raises(InputError, match=rf"unknown {field.name} 'nonsense'.*; choose one of: "):
+                method.with_options(**{field.name: "nonsense"})
+
+
+def test_options_say_what_they_cannot_be() -> None:
+    for method, option, value, sentence in (
+        (badge.METHOD, "rank", 0, "a bypass has a rank of 1 or more; got 0"),
+        (cascadebert.METHOD, "margin", 0.0, "margin above 0 and at most 1; got 0.5 and 0.0"),
+        (cascadebert.METHOD, "repeats", 0, "repeats must be 1 or more; got 0"),
+        (consistentee.METHOD, "speed_weight", -1.0, "0 or more; got -1.0"),
+        (consistentee.METHOD, "speed_weight", math.nan, "0 or more; got nan"),
+        (ensemble.METHOD, "diversity", -0.1, "0 or more; got -0.1"),
+        (ensemble.METHOD, "bound", 0.0, "a positive number"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            method.with_options(**{option: value})
+    with pytest.raises(InputError, match=r"unknown option of badge 'ranks' \(did you mean 'rank'\?\)"):
+        badge.METHOD.with_options(ranks=3)
+    assert badge.METHOD.with_options(rank=3).changed() == {"rank": 3}
+    assert badge.METHOD.with_options().changed() == {}

@@ -1,6 +1,7 @@
 """Runs: trained once, found again by all that decides their result, never half there."""
 
 import importlib.util
+import inspect
 import json
 import os
 import subprocess
@@ -15,19 +16,20 @@ from types import ModuleType
 import pytest
 import torch
 
-from eeutils import runs, training
-from eeutils.batching import Batch
+from eeutils.data import tasks
+from eeutils.data.metrics import headline
+from eeutils.data.samples import Batch
+from eeutils.data.specs import TASKS
+from eeutils.data.tasks import Task
 from eeutils.errors import InputError
-from eeutils.evidence import record
-from eeutils.exits import Answers, MultiStageModel
-from eeutils.method import Method, Notes
-from eeutils.metrics import headline
+from eeutils.models.record import record
+from eeutils.models.stages import Answers, MultiStageModel
 from eeutils.papers import badge, deebert, finetuned, hashee, pabee
-from eeutils.runs import Run, load_or_train
-from eeutils.settings import Setting
-from eeutils.specs import TASKS
-from eeutils.tasks import Task
-from eeutils.training import Phase
+from eeutils.training import fingerprint, loop, runs
+from eeutils.training.loop import Phase
+from eeutils.training.method import Method, Notes, Options
+from eeutils.training.runs import Run, load_or_train
+from eeutils.training.settings import Setting
 from tests.tiny import tiny_task
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,7 +50,7 @@ def names() -> list[str]:
 
 def test_a_run_that_is_there_is_loaded_without_training(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(pabee.METHOD, setting)
-    monkeypatch.setattr(training, "fit", refuse)
+    monkeypatch.setattr(loop, "fit", refuse)
     second = train(pabee.METHOD, setting)
     assert second.directory == first.directory
     assert torch.equal(first.test.logits, second.test.logits)
@@ -104,24 +106,24 @@ def test_another_option_is_another_run_and_shows_in_its_name(setting: Setting) -
 
 def test_other_data_is_another_run(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(setting=setting)
-    monkeypatch.setattr(runs, "load_task", lambda name, **sizes: replace(tiny_task(), fingerprint="corrected"))
-    runs.task_of.cache_clear()
+    monkeypatch.setattr(tasks, "load_task", lambda name, **sizes: replace(tiny_task(), fingerprint="corrected"))
+    tasks.task_of.cache_clear()
     assert train(setting=setting).directory != first.directory
 
 
 METHOD_FILE = '''
 """A method."""
-from eeutils.method import Method
+from eeutils.training.method import Method
 from eeutils.papers import finetuned
 
 
-def build(setting, classes):
+def build(setting, classes, options):
     """Build it."""
     # A comment.
-    return finetuned.build(setting, classes)
+    return finetuned.build(setting, classes, finetuned.METHOD.options)
 
 
-METHOD = Method("mine", "Mine", "nobody", build, finetuned.phases, {})
+METHOD = Method("mine", "Mine", "nobody", build, finetuned.phases, {}, finetuned.METHOD.options)
 '''
 
 
@@ -142,10 +144,16 @@ def method_from(folder: Path, name: str, source: str) -> object:
         (lambda source: source.replace("# A comment.", "# Another comment, longer than the first."), False),
         (lambda source: source.replace('"""Build it."""', '"""Build it with care.\n\n    And more.\n    """'), False),
         (lambda source: source.replace("\n\n\n", "\n\n\n\n"), False),
-        (lambda source: source.replace("(setting, classes)\n", "(setting, classes, layers=1)\n"), True),
+        (
+            lambda source: source.replace(
+                "from eeutils.papers import finetuned", "import eeutils.papers.finetuned as finetuned"
+            ),
+            False,
+        ),
+        (lambda source: source.replace("finetuned.METHOD.options)", "finetuned.METHOD.with_options(layers=1))"), True),
         (lambda source: source.replace('"Mine"', '"Yours"'), True),
     ],
-    ids=["comment", "docstring", "empty line", "code", "text in code"],
+    ids=["comment", "docstring", "empty line", "import", "code", "text in code"],
 )
 def test_changed_code_is_another_run_and_changed_prose_is_not(
     setting: Setting, tmp_path: Path, change: Callable[[str], str], new: bool
@@ -156,39 +164,104 @@ def test_changed_code_is_another_run_and_changed_prose_is_not(
     assert (first.directory != second.directory) == new
 
 
+def key_of(method: Method, setting: Setting) -> str:
+    return fingerprint.run_key(method, setting, method.options)
+
+
+@pytest.fixture
+def change_source(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[str], str]], None]:
+    """Let a module of eeutils read as if its source had been edited."""
+    getsource = inspect.getsource
+
+    def change(module: str, edit: Callable[[str], str]) -> None:
+        def source(what: ModuleType) -> str:
+            return edit(getsource(what)) if what.__name__ == f"eeutils.{module}" else getsource(what)
+
+        whole = getsource(importlib.import_module(f"eeutils.{module}"))
+        assert edit(whole) != whole
+        monkeypatch.setattr(fingerprint.inspect, "getsource", source)
+
+    return change
+
+
 @pytest.mark.parametrize(
-    "module", ["training", "exits", "batching", "backbone", "evidence", "tasks", "readers", "metrics", "cost"]
+    "module",
+    [
+        *("training.loop", "training.checkpoints", "models.exits", "models.stages", "models.backbone", "models.record"),
+        *("models.cost", "data.samples", "exiting.evidence", "exiting.tradeoff"),
+    ],
 )
-def test_changed_shared_code_is_another_run(setting: Setting, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    before = runs._config(deebert.METHOD, setting, {})
-    getsource = runs.inspect.getsource
-
-    def changed(what: ModuleType) -> str:
-        return getsource(what) + ("\nmore = 1\n" if what.__name__ == f"eeutils.{module}" else "")
-
-    monkeypatch.setattr(runs.inspect, "getsource", changed)
-    after = runs._config(deebert.METHOD, setting, {})
+def test_changed_shared_code_is_another_run(setting: Setting, change_source: Callable, module: str) -> None:
+    before = fingerprint.run_config(deebert.METHOD, setting, deebert.METHOD.options)
+    change_source(module, lambda source: source + "\nmore = 1\n")
+    after = fingerprint.run_config(deebert.METHOD, setting, deebert.METHOD.options)
     assert before["code"] != after["code"]
     assert before["starts_from"] != after["starts_from"]
 
 
-def test_the_code_that_a_paper_borrows_counts_and_what_only_reads_evidence_does_not(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
+def test_a_new_family_a_moved_import_and_a_renamed_docstring_retrain_nothing(
+    setting: Setting, change_source: Callable
+) -> None:
+    before = key_of(deebert.METHOD, setting)
+    new = """
+def _embed_new(model, input_ids, token_type_ids):
+    return model.new(input_ids)
+
+FAMILIES |= {"new": Family(_embed_new, _layers_encoder, _parts_bert, _cut_encoder)}
+"""
+    change_source("models.families", lambda source: source + new)
+    assert key_of(deebert.METHOD, setting) == before
+    entry = '"albert": Family('
+    change_source("models.families", lambda source: source.replace(entry, f'"new": _BERT,\n    {entry}'))
+    assert key_of(deebert.METHOD, setting) == before
+    line = "from eeutils.errors import InputError\n"
+    change_source(
+        "training.loop", lambda source: source.replace(line, "").replace("import math\n", f"import math\n{line}")
+    )
+    assert key_of(deebert.METHOD, setting) == before
+    change_source("training.loop", lambda source: source.replace("Train a model in place", "Teach a model"))
+    assert key_of(deebert.METHOD, setting) == before
+
+
+def test_how_the_own_family_is_run_counts(setting: Setting, change_source: Callable) -> None:
+    before = key_of(deebert.METHOD, setting)
+    change_source("models.families", lambda source: source.replace("return layer(states, shared)", "return states"))
+    assert key_of(deebert.METHOD, setting) != before
+    change_source(
+        "models.families", lambda source: source.replace("inner.q_lin, inner.k_lin", "inner.k_lin, inner.q_lin")
+    )
+    assert key_of(deebert.METHOD, setting) == before, "that is DistilBERT's"
+
+
+def test_the_code_that_a_paper_borrows_counts_and_what_only_reads_evidence_or_data_does_not(
+    setting: Setting, change_source: Callable
 ) -> None:
     methods = (badge.METHOD, pabee.METHOD)
-    before = {m.name: runs.run_key(m, setting, m.with_options()) for m in methods}
-    getsource = runs.inspect.getsource
+    before = {method.name: key_of(method, setting) for method in methods}
 
     def after(changed: str) -> set[str]:
-        def source(what: ModuleType) -> str:
-            return getsource(what) + ("\nmore = 1\n" if what.__name__ == f"eeutils.{changed}" else "")
-
-        monkeypatch.setattr(runs.inspect, "getsource", source)
-        return {m.name for m in methods if runs.run_key(m, setting, m.with_options()) != before[m.name]}
+        change_source(changed, lambda source: source + "\nmore = 1\n")
+        return {method.name for method in methods if key_of(method, setting) != before[method.name]}
 
     assert after("papers.pabee") == {"badge", "pabee"}, "badge trains with pabee's loss"
     assert after("papers.badge") == {"badge"}
-    assert after("rules") == after("plots") == set()
+    for module in ("exiting.rules", "exiting.claims", "data.readers", "data.tasks", "training.fingerprint"):
+        assert after(module) == set(), module
+
+
+def test_find_gives_what_is_there_and_trains_nothing(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runs.find(finetuned.METHOD, setting, layers=2) is None
+    run = train(setting=setting, layers=2)
+    monkeypatch.setattr(loop, "fit", refuse)
+    assert runs.find(finetuned.METHOD, setting, layers=2).directory == run.directory
+    assert runs.find(finetuned.METHOD, setting) is None
+
+
+def finetuned_by(objective: Callable) -> Method:
+    """The plain model's method with another objective."""
+    return replace(
+        finetuned.METHOD, phases=lambda options: [replace(finetuned.phases(options)[0], objective=objective)]
+    )
 
 
 def test_a_run_that_was_interrupted_is_never_taken_for_one_and_goes_on(
@@ -204,7 +277,9 @@ def test_a_run_that_was_interrupted_is_never_taken_for_one_and_goes_on(
             raise KeyboardInterrupt
         return finetuned.last_exit_loss(*arguments)
 
-    broken = replace(finetuned.METHOD, phases=lambda layers: [replace(finetuned.phases()[0], objective=objective)])
+    broken = replace(
+        finetuned.METHOD, phases=lambda options: [replace(finetuned.phases(options)[0], objective=objective)]
+    )
     with pytest.raises(KeyboardInterrupt):
         train(broken, setting)
     assert names() == [next(name for name in names() if name.startswith(".work-")), "kept"]
@@ -215,7 +290,7 @@ def test_a_run_that_was_interrupted_is_never_taken_for_one_and_goes_on(
     assert again.directory.exists()
 
 
-@pytest.mark.parametrize("what", ["save_model", "record", "environment"])
+@pytest.mark.parametrize("what", ["save_model", "Evidence.save", "environment"])
 def test_a_full_disk_leaves_no_half_run_and_the_next_call_does_not_train_again(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -223,7 +298,7 @@ def test_a_full_disk_leaves_no_half_run_and_the_next_call_does_not_train_again(
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, what, full)
+        patch.setattr(f"eeutils.training.runs.{what}", full)
         with pytest.raises(OSError, match="the disk is full"):
             train(setting=setting)
     assert all(name.startswith(".work-") for name in names())
@@ -233,7 +308,9 @@ def test_a_full_disk_leaves_no_half_run_and_the_next_call_does_not_train_again(
         steps.append(1)
         return finetuned.last_exit_loss(*arguments)
 
-    counted = replace(finetuned.METHOD, phases=lambda layers: [replace(finetuned.phases()[0], objective=objective)])
+    counted = replace(
+        finetuned.METHOD, phases=lambda options: [replace(finetuned.phases(options)[0], objective=objective)]
+    )
     run = train(counted, setting)
     assert run.test.samples == 24
     assert len(steps) <= 6, "at most the last epoch is trained again"
@@ -258,22 +335,23 @@ def test_a_deleted_or_cut_off_file_of_a_run_is_told_with_what_to_do(setting: Set
 _WORKER = """
     import sys, time
     from pathlib import Path
-    from eeutils import runs, training
+    from eeutils.data import tasks
+    from eeutils.training import loop, runs
     from eeutils.papers import finetuned
-    from eeutils.settings import Setting
+    from eeutils.training.settings import Setting
     from tests.tiny import tiny_task
     import torch
 
     torch.set_num_threads(1)
-    runs.load_task = lambda name, **sizes: tiny_task()
-    fit = training.fit
+    tasks.load_task = lambda name, **sizes: tiny_task()
+    fit = loop.fit
 
     def counted(*arguments, **options):
         Path(sys.argv[2], f"trained-{sys.argv[3]}").touch()
         time.sleep(1)
         return fit(*arguments, **options)
 
-    training.fit = counted
+    loop.fit = counted
     Path(sys.argv[2], f"ready-{sys.argv[3]}").touch()
     while len(list(Path(sys.argv[2]).glob("ready-*"))) < 2:
         time.sleep(0.01)
@@ -302,7 +380,7 @@ def test_deebert_s_last_exit_answers_exactly_as_the_plain_model_it_starts_from(s
 
 
 def test_all_deebert_off_ramps_but_the_last_start_from_the_pre_trained_pooler_and_learn(setting: Setting) -> None:
-    untrained = deebert.build(setting, 2)
+    untrained = deebert.build(setting, 2, deebert.METHOD.options)
     trained = train(deebert.METHOD, setting).model()
     plain = train(finetuned.METHOD, setting).model()
     for layer in ("1", "2", "3"):
@@ -340,7 +418,7 @@ def test_a_regression_far_from_zero_is_within_reach_of_the_first_steps(
         }
         return replace(task, **moved)
 
-    monkeypatch.setattr(runs, "load_task", far)
+    monkeypatch.setattr(tasks, "load_task", far)
     run = train(method, replace(setting, task="movie-valence", learning_rate=1e-4))
     distance = (run.test.predictions.double() - run.test.labels.double()).abs().mean(dim=-1)
     assert (distance < 5).all(), "answers that begin at 0 are 50 away"
@@ -370,7 +448,7 @@ def test_evidence_on_the_training_samples_is_recorded_once_when_it_is_asked_for(
 def test_an_objective_finds_the_notes_of_its_own_samples(setting: Setting) -> None:
     seen: dict[int, float] = {}
 
-    def annotate(setting: Setting) -> Notes:
+    def annotate(setting: Setting, options: Options) -> Notes:
         ids = torch.tensor(tiny_task().train["id"]).flip(0)
         return {"twice": (ids, 2.0 * ids)}
 
@@ -378,5 +456,8 @@ def test_an_objective_finds_the_notes_of_its_own_samples(setting: Setting) -> No
         seen.update(zip(batch.ids.tolist(), batch.notes["twice"].tolist(), strict=True))
         return answers.logits.square().mean()
 
-    train(replace(pabee.METHOD, name="noted", annotate=annotate, phases=lambda: [Phase("noted", objective)]), setting)
+    train(
+        replace(pabee.METHOD, name="noted", annotate=annotate, phases=lambda options: [Phase("noted", objective)]),
+        setting,
+    )
     assert seen == {number: 2.0 * number for number in tiny_task().train["id"]}

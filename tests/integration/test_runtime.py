@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eeutils import rules, tradeoff
-from eeutils.backbone import Backbone
-from eeutils.batching import Batch, Samples
-from eeutils.cost import layer_flops, linear_flops
+from eeutils.exiting import rules, tradeoff
+from eeutils.models.backbone import Backbone
+from eeutils.data.samples import Batch, Samples
+from eeutils.models.cost import layer_flops, linear_flops
 from eeutils.errors import InputError
-from eeutils.evidence import Evidence, record
-from eeutils.exits import Answer, Exit, ExitState, MultiExitModel, MultiStageModel
-from eeutils.rules import NEVER, Rule
-from eeutils.runtime import Runtime
+from eeutils.exiting.evidence import Evidence, record
+from eeutils.models.exits import Answer, Exit, ExitState, MultiExitModel, MultiStageModel
+from eeutils.exiting.rules import NEVER, Rule
+from eeutils.models.runtime import Runtime
 from tests.helpers import accuracy, every_rule, regression_rules
 from tests.tiny import CONFIGS, sentences, tiny_encoder, tiny_model, tiny_samples, tiny_tokenizer
 

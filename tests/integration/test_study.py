@@ -12,14 +12,16 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from eeutils import claims, runs, settings, tradeoff
+from eeutils.data import tasks
 from eeutils.errors import InputError
-from eeutils.method import Method
+from eeutils.exiting import claims, tradeoff
+from eeutils.exiting.rules import Rule, entropy, fixed, patience, policy
 from eeutils.papers import badge, cascadebert, consistentee, deebert, finetuned, pabee
-from eeutils.rules import Rule, entropy, fixed, patience, policy
-from eeutils.settings import Setting
-from eeutils.study import across, entries, page, tables
+from eeutils.study import entries, page, tables
 from eeutils.study.__main__ import main
+from eeutils.training import runs, settings
+from eeutils.training.method import Method
+from eeutils.training.settings import Setting
 from tests.tiny import tiny_task
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,12 +34,11 @@ def study(encoder_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """Every method trained on the tiny task with two seeds, but for DE3-BERT's second, and the tables of that."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EEUTILS_RUNS", str(tmp_path_factory.mktemp("study-runs")))
-        patch.setattr(runs, "load_task", lambda name, **sizes: tiny_task(name, sizes.get("train_size") or 48))
+        patch.setattr(tasks, "load_task", lambda name, **sizes: tiny_task(name, sizes.get("train_size") or 48))
         patch.setitem(settings.PROFILES, "smoke", TINY)
         patch.setitem(cascadebert.SMALLER, encoder_folder, (encoder_folder,))
         patch.setattr(tables, "RESAMPLES", 20)
-        patch.setattr(across, "RESAMPLES", 20)
-        for cache in (runs.task_of, runs.samples_of):
+        for cache in (tasks.task_of, runs.samples_of):
             cache.cache_clear()
         for seed in SEEDS:
             setting = Setting.from_profile("smoke", "movie", encoder_folder, seed)
@@ -52,7 +53,7 @@ def study(encoder_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         frames = tables.tables("smoke", encoder_folder, ["movie", "amazon"], SEEDS)
         assert len(list(runs.runs_dir().iterdir())) == before, "reading must not train"
         yield SimpleNamespace(frames=frames, backbone=encoder_folder)
-        for cache in (runs.task_of, runs.samples_of):
+        for cache in (tasks.task_of, runs.samples_of):
             cache.cache_clear()
 
 
@@ -81,7 +82,9 @@ def test_the_search_compares_learning_rates_on_dev_where_all_of_them_were_run(st
     assert search.learning_rate.tolist() == pytest.approx([0.5 * default, default, 2 * default])
     for row in search.itertuples():
         run = runs.load_or_train(deebert.METHOD, replace(setting_of(study, 0), learning_rate=row.learning_rate))
-        assert row.dev_area == pytest.approx(tradeoff.area(tradeoff.sweep(run.dev, entropy(), run.metric)))
+        assert row.dev_area == pytest.approx(
+            tradeoff.area(tradeoff.sweep(run.dev, entropy(), run.metric), axis="layers")
+        )
         assert row.dev_samples == run.dev.samples
 
 
@@ -93,7 +96,7 @@ def test_scores_are_those_of_the_runs(study: SimpleNamespace) -> None:
         right = [(run.test.predictions[stage] == run.test.labels).double().mean().item() for run in by_seed]
         assert scores.loc[("fixed exits", "layers", speedup)].score == pytest.approx(sum(right) / 2)
     curves = [tradeoff.sweep(run.test, entropy(), run.metric) for run in by_seed]
-    wanted = sum(tradeoff.score_at(curve, 1.5) for curve in curves) / 2
+    wanted = sum(tradeoff.score_at(curve, 1.5, "layers") for curve in curves) / 2
     row, exits = (scores.loc[(name, "layers", 1.5)] for name in ("PABEE's exits, entropy", "fixed exits"))
     assert row.score == pytest.approx(wanted)
     assert row.low <= row.score <= row.high
@@ -150,23 +153,33 @@ def test_the_oracle_is_one_point_where_the_first_right_exit_answers(study: Simpl
 
 
 def test_claims_are_compared_at_equal_speed_over_the_seeds_that_both_sides_have(study: SimpleNamespace) -> None:
-    found = study.frames["claims"].set_index(["claim", "ours", "theirs", "speedup"])
-    assert set(found.index.get_level_values("claim")) <= set(claims.ledger())
+    rows = study.frames["claims"].set_index(["claim", "ours", "theirs", "speedup"])
+    assert set(rows.index.get_level_values("claim")) <= set(claims.ledger())
 
     def mean_score(method: Method, rule: Rule, speedup: float) -> float:
         made = [runs.load_or_train(method, setting_of(study, seed)) for seed in SEEDS]
-        return sum(tradeoff.score_at(tradeoff.sweep(run.test, rule, run.metric), speedup) for run in made) / len(SEEDS)
+        curves = [tradeoff.sweep(run.test, rule, run.metric) for run in made]
+        return sum(tradeoff.score_at(curve, speedup, "layers") for curve in curves) / len(SEEDS)
 
     divergence = next(iter(badge.METHOD.rules.values()))
-    row = found.loc[("B4", "BADGE", "BADGE by entropy", 1.5)]
+    row = rows.loc[("B4", "BADGE", "BADGE by entropy", 1.5)]
     wanted = mean_score(badge.METHOD, divergence, 1.5) - mean_score(badge.METHOD, entropy(), 1.5)
     assert row.difference == pytest.approx(wanted)
     assert row.low <= row.difference <= row.high
     assert row.seeds == 2
     # One side early, the other after all layers.
     wanted = mean_score(consistentee.METHOD, policy(), 1.8) - mean_score(finetuned.METHOD, fixed(), 1.0)
-    assert found.loc[("K1", "ConsistentEE", "plain model at 1x", 1.8)].difference == pytest.approx(wanted)
-    assert found.xs("E1", level="claim").seeds.unique().tolist() == [1], "DE3-BERT has one seed"
+    assert rows.loc[("K1", "ConsistentEE", "plain model at 1x", 1.8)].difference == pytest.approx(wanted)
+    means = [
+        sum((run.test.predictions == run.test.labels).double().mean().item() for run in made) / len(SEEDS)
+        for made in (
+            [runs.load_or_train(method, setting_of(study, seed)) for seed in SEEDS]
+            for method in (badge.METHOD, pabee.METHOD)
+        )
+    ]
+    row = rows.loc[("B1a", "BADGE, mean over exits", "PABEE, mean over exits", 1.0)]
+    assert row.difference == pytest.approx(means[0] - means[1])
+    assert rows.xs("E1", level="claim").seeds.unique().tolist() == [1], "DE3-BERT has one seed"
     table = page.across_table(study.frames["claims"])
     assert table.columns.tolist() == ["comparison", "Movie reviews, polarity", "verdict"]
     assert table.loc["K1"].comparison == "ConsistentEE minus plain model at 1x; at 1.8x (layers)"
@@ -186,10 +199,10 @@ def test_schedules_and_shallow_models_make_curves_of_several_runs(study: SimpleN
 
 
 def test_agreement_is_the_share_of_equal_answers(study: SimpleNamespace) -> None:
-    said = [runs.load_or_train(deebert.METHOD, setting_of(study, seed)).test.predictions for seed in SEEDS]
+    answers = [runs.load_or_train(deebert.METHOD, setting_of(study, seed)).test.predictions for seed in SEEDS]
     rows = study.frames["agreement"].query("method == 'DeeBERT'").sort_values("layer")
     assert rows.layer.tolist() == [1, 2, 3, 4]
-    assert rows.agreement.tolist() == pytest.approx((said[0] == said[1]).double().mean(dim=1).tolist())
+    assert rows.agreement.tolist() == pytest.approx((answers[0] == answers[1]).double().mean(dim=1).tolist())
 
 
 def test_training_counts_the_runs_that_a_run_starts_from(study: SimpleNamespace) -> None:
@@ -237,8 +250,8 @@ def test_time_is_measured_at_twice_the_speed_chosen_on_dev(
     assert rows.layer_speedup["fixed exits"] == pytest.approx(2)
     assert rows.layer_speedup["k-layer models"] == pytest.approx(2)
     run = runs.load_or_train(pabee.METHOD, setting_of(study, 0))
-    threshold = tradeoff.threshold_for_speedup(run.dev, patience(), 2.0)
-    wanted = tradeoff.operate(run.test, patience(), run.metric, threshold)["layer_speedup"]
+    threshold = tradeoff.threshold_for_speedup(run.dev, patience(), 2.0, "layers")
+    wanted = tradeoff.at_threshold(run.test, patience(), run.metric, threshold)["layer_speedup"]
     assert rows.layer_speedup["PABEE"] == pytest.approx(wanted)
 
 

@@ -6,23 +6,26 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
-import eeutils.training as training
-from eeutils import checkpoints
-from eeutils.batching import Batch, Samples
-from eeutils.checkpoints import remove_checkpoints
+from eeutils.data.samples import Batch, Samples
 from eeutils.errors import InputError
-from eeutils.evidence import Evidence
-from eeutils.exits import Answers, MultiExitModel, MultiStageModel
-from eeutils.settings import Setting
-from eeutils.training import Phase, answer_loss, fit, mean_stage_score
+from eeutils.exiting.evidence import Evidence
+from eeutils.exiting.tradeoff import fixed_exits
+from eeutils.models.exits import MultiExitModel
+from eeutils.models.record import record
+from eeutils.models.stages import Answers, MultiStageModel
+from eeutils.training import checkpoints, loop
+from eeutils.training.checkpoints import remove_checkpoints
+from eeutils.training.loop import Phase, answer_loss, fit, mean_stage_score, over_exits
+from eeutils.training.settings import Setting
 from tests.helpers import accuracy
 from tests.tiny import tiny_model, tiny_samples
 
@@ -146,11 +149,11 @@ def test_a_run_interrupted_again_and_again_ends_like_one_that_never_was(tmp_path
     whole = train(tmp_path / "whole", two_phases())
     for _ in range(40):
         try:
-            found = train(tmp_path / "broken", two_phases(interrupted_at(2)), checkpoint_seconds=0.0)
+            ended = train(tmp_path / "broken", two_phases(interrupted_at(2)), checkpoint_seconds=0.0)
             break
         except KeyboardInterrupt:
             continue
-    same(whole, found)
+    same(whole, ended)
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
@@ -240,20 +243,20 @@ def test_what_is_trained_runs_with_dropout(tmp_path: Path) -> None:
 
 def test_clipping_looks_only_at_what_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clipped: list[set[int]] = []
-    clip = training.Accelerator.clip_grad_norm_
+    clip = loop.Accelerator.clip_grad_norm_
 
-    def watched(self: training.Accelerator, parameters: list, norm: float) -> Tensor:
+    def watched(self: loop.Accelerator, parameters: list, norm: float) -> Tensor:
         clipped.append({id(parameter) for parameter in parameters})
         assert norm == SETTING.gradient_clip
-        found = clip(self, parameters, norm)
+        total_before = clip(self, parameters, norm)
         total = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
         assert total <= norm * 1.001
-        return found
+        return total_before
 
-    monkeypatch.setattr(training.Accelerator, "clip_grad_norm_", watched)
+    monkeypatch.setattr(loop.Accelerator, "clip_grad_norm_", watched)
     model, _ = train(tmp_path, [Phase("last head", mean_loss, trains=last_head)])
     assert clipped
-    assert all(found == {id(parameter) for parameter in model.exits["4"].parameters()} for found in clipped)
+    assert all(each == {id(parameter) for parameter in model.exits["4"].parameters()} for each in clipped)
     # Nothing else has a gradient that could have been counted.
     assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("exits.4."))
 
@@ -315,7 +318,7 @@ def test_weight_decay_is_on_matrices_only() -> None:
     model = tiny_model()
     model.requires_grad_(False)
     model.exits["2"].requires_grad_(True)
-    matrices, vectors = training._decay_groups(model, 0.25)
+    matrices, vectors = loop._decay_groups(model, 0.25)
     head = model.exits["2"]
     assert {id(p) for p in matrices["params"]} == {id(head.classifier.weight), id(head.pooler.dense.weight)}
     assert {id(p) for p in vectors["params"]} == {id(head.classifier.bias), id(head.pooler.dense.bias)}
@@ -355,7 +358,7 @@ def test_training_refuses_what_it_cannot_train(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.Accelerator, "num_processes", property(lambda self: 3))
+    monkeypatch.setattr(loop.Accelerator, "num_processes", property(lambda self: 3))
     with pytest.raises(InputError, match="batch_size 8 cannot be shared by 3 processes; choose a multiple"):
         train(tmp_path)
 
@@ -383,7 +386,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_space(
 
     with monkeypatch.context() as patch:
         if what == "checkpoint":
-            patch.setattr(training.Accelerator, "save_state", full_at(training.Accelerator.save_state))
+            patch.setattr(loop.Accelerator, "save_state", full_at(loop.Accelerator.save_state))
         else:
             patch.setattr(checkpoints, "save_model", full_at(checkpoints.save_model))
         with pytest.raises(OSError, match=r"the disk is full: .* was not written; free some space and run again"):
@@ -413,3 +416,47 @@ def test_the_loss_of_each_answer_is_torch_s_own() -> None:
     numbers = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5])
     squared = (logits[..., 0] - numbers) ** 2
     torch.testing.assert_close(answer_loss(logits[..., :1], numbers), squared)
+
+
+def test_exits_share_a_loss_alike_or_by_their_depth() -> None:
+    losses = torch.tensor([[1.0, 3.0], [4.0, 0.0], [6.0, 6.0]])
+    assert over_exits(losses, "uniform").item() == pytest.approx((2 + 2 + 6) / 3)
+    assert over_exits(losses, "depth").item() == pytest.approx((1 * 2 + 2 * 2 + 3 * 6) / 6)
+
+
+@pytest.fixture
+def set_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Choose the arithmetic as `make` does; Accelerate remembers it for as long as a process lives."""
+
+    def choose(precision: str) -> None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    yield choose
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_in_bfloat16_steps_are_rounded_and_dev_is_scored_as_evidence_is(
+    tmp_path: Path, set_precision: Callable[[str], None]
+) -> None:
+    """All committed tables are trained like this: the history must say of dev what the run's evidence says of it."""
+    set_precision("bf16")
+    precisions: set[torch.dtype] = set()
+
+    def objective(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+        precisions.add(model.exits["1"].classifier(torch.ones(1, 16)).dtype)
+        return mean_loss(model, answers, batch)
+
+    model, history = train(tmp_path / "bf16", [Phase("all", objective)])
+    assert precisions == {torch.bfloat16}
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    best = history[history.best].iloc[0]
+    exits = fixed_exits(record(model, DEV), accuracy).score.tolist()
+    assert [best[f"exit_{stage + 1}"] for stage in range(4)] == exits
+    set_precision("no")
+    assert different(model, train(tmp_path / "float32", [Phase("all", mean_loss)])[0])
+    # Another call of forward is not rounded any more.
+    assert model(*DEV.batch([0, 1]).inputs).logits.dtype == torch.float32
+    torch.testing.assert_close(
+        model(*DEV.batch([0, 1]).inputs).logits, model.all_stages(*DEV.batch([0, 1]).inputs).logits
+    )

@@ -6,9 +6,10 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from eeutils import rules, tradeoff
 from eeutils.errors import InputError
+from eeutils.exiting import rules, tradeoff
 from eeutils.papers import badge
+from eeutils.papers.controls.gradient_conflict import cosines
 from tests.helpers import make_evidence
 
 
@@ -34,7 +35,12 @@ def test_a_bottleneck_by_hand() -> None:
 @pytest.mark.parametrize("rank", [0, -3])
 def test_a_rank_below_1_is_refused(rank: int) -> None:
     with pytest.raises(InputError, match=f"rank of 1 or more; got {rank}; use wiring='none'"):
-        badge.Bottleneck(4, rank)
+        badge.METHOD.with_options(rank=rank)
+
+
+def test_an_unknown_wiring_is_refused_with_the_ones_there_are() -> None:
+    with pytest.raises(InputError, match=r"unknown wiring 'paralel' \(did you mean 'parallel'\?\).*none.*wide-head"):
+        badge.METHOD.with_options(wiring="paralel")
 
 
 def test_the_method_s_rules_are_every_divergence_against_every_past_and_jsd_with_the_previous_comes_first() -> None:
@@ -74,10 +80,10 @@ def test_cosines_count_only_the_blocks_that_both_gradients_reach() -> None:
     gradients[1:, 1] = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     gradients[2, 2] = torch.tensor([5.0, 5.0])
     products = torch.einsum("ikw,jkw->kij", gradients, gradients)
-    found = badge.cosines(products)
-    assert found[0].tolist() == pytest.approx([1, 0, -1])
+    between = cosines(products)
+    assert between[0].tolist() == pytest.approx([1, 0, -1])
     # Exits 2 and 3 share two blocks: (-4, 3, 1, 0) and (-3, -4, 1, 1).
-    assert found[1, 2].item() == pytest.approx(1 / math.sqrt(26 * 27))
-    assert badge.cosines(products[2:])[0].isnan().all()
-    assert badge.cosines(products[1:2])[1, 2].item() == pytest.approx(1 / math.sqrt(2))
-    assert torch.equal(badge.cosines(torch.stack([products, products]))[1], found)
+    assert between[1, 2].item() == pytest.approx(1 / math.sqrt(26 * 27))
+    assert cosines(products[2:])[0].isnan().all()
+    assert cosines(products[1:2])[1, 2].item() == pytest.approx(1 / math.sqrt(2))
+    assert torch.equal(cosines(torch.stack([products, products]))[1], between)

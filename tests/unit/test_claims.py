@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from eeutils import claims
 from eeutils.errors import InputError
-from eeutils.statistics import Interval
+from eeutils.exiting import claims
+from eeutils.exiting.intervals import Interval
 
 ENTRY = """
 [[claim]]

@@ -9,17 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eeutils import rules, tradeoff
 from eeutils.errors import InputError
-from eeutils.evidence import Evidence
+from eeutils.exiting import rules, tradeoff
+from eeutils.exiting.evidence import Evidence
 from eeutils.papers import consistentee
-from eeutils.settings import Setting
+from eeutils.papers.consistentee import ConsistentOptions
+from eeutils.papers.controls import frozen_policies
+from eeutils.training.settings import Setting
 from tests.helpers import make_evidence, random_evidence
 
 LAYERS = (1, 2, 3, 4)
 
 
-def said(*answers: list[int], labels: list[int]) -> Evidence:
+def evidence_of(*answers: list[int], labels: list[int]) -> Evidence:
     """Evidence of samples whose exits answer with these classes."""
     logits = torch.nn.functional.one_hot(torch.tensor(answers).T, 2).double()
     return make_evidence(logits, labels)
@@ -31,7 +33,7 @@ def spread_over(*probabilities: float) -> Tensor:
 
 
 def test_a_sample_is_memorized_from_the_first_layer_after_which_no_exit_is_wrong() -> None:
-    evidence = said([1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 0, 1], [1, 1, 1, 0], [0, 0, 0, 0], labels=[1, 1, 1, 1, 1])
+    evidence = evidence_of([1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 0, 1], [1, 1, 1, 0], [0, 0, 0, 0], labels=[1, 1, 1, 1, 1])
     assert consistentee.memorized_layers(evidence).tolist() == [1, 3, 4, 4, 4]
 
 
@@ -87,7 +89,7 @@ def test_policies_start_by_trying_every_exit_as_often() -> None:
     torch.manual_seed(0)
     features = 0.1 * torch.randn(12, 200, 16)
     networks = torch.nn.ModuleList(consistentee.policy_network(16, 11 - stage) for stage in range(12))
-    tried = consistentee.log_leaving(consistentee.policy_logits(networks, features)).exp().mean(dim=1)
+    tried = consistentee.log_leaving(frozen_policies.policy_logits(networks, features)).exp().mean(dim=1)
     # At one half each, the first exit would be tried 2,048 times as often as the last one.
     assert tried.max() / tried.min() < 3
 
@@ -95,10 +97,10 @@ def test_policies_start_by_trying_every_exit_as_often() -> None:
 def test_rewards_by_hand() -> None:
     losses = torch.tensor([[0.9, 0.9], [0.5, 0.8], [0.2, 0.8], [0.1, 0.3]])
     memorized = torch.tensor([1, 4])
-    found = consistentee.rewards(losses, LAYERS, memorized, speed_weight=0.1)
+    reward = consistentee.rewards(losses, LAYERS, memorized, speed_weight=0.1)
     # Memorized at layer 1 of 4, a layer costs 0.1 * (1 - 1 / 4); memorized at the last one, nothing.
-    assert found[:, 0].tolist() == pytest.approx([-0.975, -0.65, -0.425, -0.4])
-    assert found[:, 1].tolist() == pytest.approx([-0.9, -0.8, -0.8, -0.3])
+    assert reward[:, 0].tolist() == pytest.approx([-0.975, -0.65, -0.425, -0.4])
+    assert reward[:, 1].tolist() == pytest.approx([-0.9, -0.8, -0.8, -0.3])
     constant = consistentee.rewards(losses, LAYERS, memorized, speed_weight=0.1, hardness="constant")
     assert constant[:, 1].tolist() == pytest.approx([-1.0, -1.0, -1.1, -0.7])
 
@@ -182,7 +184,7 @@ def test_without_a_price_the_policy_goes_deep_and_at_a_high_one_shallow(gradient
     passed = {}
     for price in (0.0, 5.0):
         reward = consistentee.rewards(losses, LAYERS, torch.full((120,), 1), price)
-        _, curve = consistentee.learn_policies(features, reward, gradient=gradient, seed=0, epochs=20)
+        _, curve = frozen_policies.learn_policies(features, reward, gradient=gradient, seed=0, epochs=20)
         passed[price] = curve.layers.iloc[-1]
         assert curve.reward.iloc[-1] > curve.reward.iloc[0]
     assert passed[0.0] > 3.6
@@ -192,8 +194,8 @@ def test_without_a_price_the_policy_goes_deep_and_at_a_high_one_shallow(gradient
 def test_a_policy_learns_to_send_easy_samples_out_early_and_hard_ones_on() -> None:
     features, losses, memorized = easy_and_hard()
     reward = consistentee.rewards(losses, LAYERS, memorized, 0.1)
-    networks, curve = consistentee.learn_policies(features, reward, gradient="sampled", seed=0, epochs=20)
-    evidence = consistentee.with_policies(make_evidence(torch.zeros(4, 120, 2)), networks, features)
+    networks, curve = frozen_policies.learn_policies(features, reward, gradient="sampled", seed=0, epochs=20)
+    evidence = frozen_policies.with_policies(make_evidence(torch.zeros(4, 120, 2)), networks, features)
     stages = tradeoff.decide(evidence, rules.policy(), consistentee.OPERATING_POINT).stages
     assert stages[memorized == 1].double().mean() < 0.2
     assert stages[memorized == 4].double().mean() > 2.8
@@ -207,7 +209,7 @@ def test_learning_again_with_the_same_seed_is_the_same_and_leaves_the_global_ran
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first, second, other = (
-        consistentee.learn_policies(features, reward, gradient="sampled", seed=seed)[1] for seed in (0, 0, 1)
+        frozen_policies.learn_policies(features, reward, gradient="sampled", seed=seed)[1] for seed in (0, 0, 1)
     )
     assert first.equals(second)
     assert not first.equals(other)
@@ -221,23 +223,30 @@ def test_the_best_epoch_is_the_one_of_the_highest_reward_at_the_operating_point_
     at_first, at_second = math.log(1 + math.exp(-1)), math.log(1 + math.exp(-3))
     # The first is memorized at layer 1, so that a layer costs 0.2 * (1 - 1 / 2); the second at layer 2, so nothing.
     wanted = (-at_first - 0.1 - at_second) / 2
-    found = consistentee.operating_reward(evidence, lambda *_: 0.0, speed_weight=0.2, hardness="memorized")
-    assert found == pytest.approx(wanted, rel=1e-5)
+    reward = consistentee.operating_reward(ConsistentOptions(speed_weight=0.2), evidence, lambda *_: 0.0)
+    assert reward == pytest.approx(wanted, rel=1e-5)
+    # At a constant price both pay for every layer they ran.
+    options = ConsistentOptions(speed_weight=0.2, hardness="constant")
+    reward = consistentee.operating_reward(options, evidence, lambda *_: 0.0)
+    assert reward == pytest.approx((-at_first - 0.2 - at_second - 0.4) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", list(consistentee.CHOICES))
-def test_an_unknown_choice_is_refused_with_the_ones_there_are(name: str) -> None:
-    options = consistentee.METHOD.with_options(**{name: "perhaps"})
-    with pytest.raises(InputError, match=f"unknown {name} 'perhaps'.*{consistentee.CHOICES[name][0]}"):
-        consistentee.METHOD.phases(**options)
+@pytest.mark.parametrize(
+    ("name", "papers_own"),
+    [("hardness", "memorized"), ("gradient", "sampled"), ("consistent", "one exit"), ("memorized", "in-sample")],
+)
+def test_an_unknown_choice_is_refused_with_the_ones_there_are(name: str, papers_own: str) -> None:
+    assert getattr(consistentee.METHOD.options, name) == papers_own
+    with pytest.raises(InputError, match=f"unknown {name} 'perhaps'.*{papers_own}"):
+        consistentee.METHOD.with_options(**{name: "perhaps"})
 
 
 @pytest.mark.parametrize("weight", [-0.1, math.nan])
 def test_a_price_below_zero_is_refused(weight: float) -> None:
     with pytest.raises(InputError, match="speed_weight"):
-        consistentee.METHOD.phases(**consistentee.METHOD.with_options(speed_weight=weight))
+        consistentee.METHOD.with_options(speed_weight=weight)
 
 
 def test_a_regression_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(InputError, match="is a regression"):
-        consistentee.build(Setting(task="movie-valence", backbone="nowhere"), 1)
+        consistentee.build(Setting(task="movie-valence", backbone="nowhere"), 1, ConsistentOptions())

@@ -1,7 +1,7 @@
 """Ensemble exits: the diversity term by hand and by brute force, its bound, and votes against patience."""
 
 import math
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from eeutils import rules
-from eeutils.batching import Batch
+from eeutils.data.samples import Batch
 from eeutils.errors import InputError
-from eeutils.exits import Answers
+from eeutils.exiting import rules
+from eeutils.exiting.tradeoff import decide
 from eeutils.papers import ensemble, pabee
-from eeutils.settings import Setting
-from eeutils.tradeoff import decide
-from tests.helpers import make_evidence, random_evidence
+from eeutils.papers.ensemble import EnsembleOptions
+from eeutils.training.settings import Setting
+from tests.helpers import answers_of, make_evidence, random_evidence
 from tests.tiny import tiny_model
 
 MODEL = tiny_model()  # the losses do not look at it
@@ -26,6 +26,11 @@ MODEL = tiny_model()  # the losses do not look at it
 def batch_of(labels: list[int]) -> Batch:
     zeros = torch.zeros(len(labels), 2, dtype=torch.long)
     return Batch(zeros, zeros + 1, None, torch.tensor(labels), torch.arange(len(labels)))
+
+
+def loss_of(logits: Tensor, labels: list[int], **options: Any) -> Tensor:
+    """The loss with some options changed."""
+    return ensemble.ensemble_loss(EnsembleOptions(**options), MODEL, answers_of(logits), batch_of(labels))
 
 
 def random_logits(stages: int, samples: int, classes: int, seed: int = 0, scale: float = 2.0) -> Tensor:
@@ -46,7 +51,8 @@ def test_the_diversity_term_per_sample_by_brute_force(bound: float | None) -> No
     wanted = sum(
         min(pair(logits, i, j, sample, bound) for j in range(i)) / 5 for i in range(1, 4) for sample in range(5)
     )
-    assert ensemble.diversity_term(logits, bound).item() == pytest.approx(wanted, rel=1e-9)
+    options = EnsembleOptions(bound=bound)
+    assert ensemble.diversity_term(logits, options).item() == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("bound", [None, 0.4])
@@ -55,21 +61,23 @@ def test_the_diversity_term_per_batch_chooses_the_classifier_that_is_nearest_on_
     wanted = sum(
         min(np.mean([pair(logits, i, j, sample, bound) for sample in range(5)]) for j in range(i)) for i in range(1, 4)
     )
-    assert ensemble.diversity_term(logits, bound, per="batch").item() == pytest.approx(wanted, rel=1e-9)
+    by_batch, by_sample = (
+        ensemble.diversity_term(logits, EnsembleOptions(bound=bound, per=per)).item() for per in ("batch", "sample")
+    )
+    assert by_batch == pytest.approx(wanted, rel=1e-9)
     # A minimum of means is never below the mean of minima.
-    assert wanted >= ensemble.diversity_term(logits, bound).item() - 1e-12
+    assert wanted >= by_sample - 1e-12
 
 
 def test_the_last_classifier_can_be_left_out() -> None:
     logits = random_logits(4, 5, 2)
-    assert ensemble.diversity_term(logits, last=False).item() == pytest.approx(
-        ensemble.diversity_term(logits[:3]).item()
-    )
+    without_it = ensemble.diversity_term(logits, EnsembleOptions(last=False)).item()
+    assert without_it == pytest.approx(ensemble.diversity_term(logits[:3]).item())
 
 
 @pytest.mark.parametrize("last", [True, False])
 def test_a_single_classifier_has_nobody_to_differ_from(last: bool) -> None:
-    assert ensemble.diversity_term(random_logits(1, 5, 2), last=last).item() == 0
+    assert ensemble.diversity_term(random_logits(1, 5, 2), EnsembleOptions(last=last)).item() == 0
 
 
 def test_the_loss_by_hand() -> None:
@@ -78,7 +86,7 @@ def test_the_loss_by_hand() -> None:
     right = -math.log(0.8) - math.log(0.6)
     unlike = -(0.4 * math.log(0.2) + 0.6 * math.log(0.8))  # 0.778, which is above ln 2
     for bound, counted in ((None, unlike), (1.0, math.log(2)), (2.0, unlike)):
-        loss = ensemble.ensemble_loss(MODEL, Answers(logits), batch_of([1]), diversity=0.5, bound=bound)
+        loss = loss_of(logits, [1], diversity=0.5, bound=bound)
         assert loss.item() == pytest.approx(right - 0.5 * counted)
 
 
@@ -86,10 +94,10 @@ def test_without_diversity_the_loss_is_the_plain_sum_or_pabee_s_up_to_scale() ->
     logits = random_logits(5, 4, 3)
     batch = batch_of([0, 1, 2, 1])
     by_stage = [torch.nn.functional.cross_entropy(stage, batch.labels).item() for stage in logits]
-    plain = ensemble.ensemble_loss(MODEL, Answers(logits), batch, diversity=0.0)
+    plain = loss_of(logits, [0, 1, 2, 1], diversity=0.0)
     assert plain.item() == pytest.approx(sum(by_stage))
-    deep = ensemble.ensemble_loss(MODEL, Answers(logits), batch, diversity=0.0, weights="depth")
-    assert deep.item() == pytest.approx(5 * pabee.weighted_loss(MODEL, Answers(logits), batch).item())
+    deep = loss_of(logits, [0, 1, 2, 1], diversity=0.0, weights="depth")
+    assert deep.item() == pytest.approx(5 * pabee.weighted_loss(MODEL, answers_of(logits), batch).item())
 
 
 @settings(max_examples=30, deadline=None)
@@ -103,7 +111,7 @@ def test_with_the_bound_the_loss_has_a_floor_and_finite_gradients(
     seed: int, scale: float, classes: int, diversity: float
 ) -> None:
     logits = random_logits(5, 3, classes, seed, scale).float().requires_grad_()
-    loss = ensemble.ensemble_loss(MODEL, Answers(logits), batch_of([0, 1, 0]), diversity=diversity)
+    loss = loss_of(logits, [0, 1, 0], diversity=diversity)
     loss.backward()
     assert loss.item() >= -diversity * 4 * math.log(classes) * (1 + 1e-5)
     assert logits.grad.isfinite().all()
@@ -115,7 +123,7 @@ def descend(bound: float | None, diversity: float, steps: int = 1000) -> Tensor:
     optimizer = torch.optim.SGD([logits], lr=0.3)
     for _ in range(steps):
         optimizer.zero_grad()
-        ensemble.ensemble_loss(MODEL, Answers(logits), batch_of([1]), diversity=diversity, bound=bound).backward()
+        loss_of(logits, [1], diversity=diversity, bound=bound).backward()
         optimizer.step()
     return logits.detach()[:, 0]
 
@@ -132,15 +140,14 @@ def test_being_wrong_pays_once_the_margin_exceeds_one_over_lambda(margin: float,
     def loss(doubt: float) -> float:
         second = torch.tensor([doubt, 1 - doubt], dtype=torch.float64).log()
         logits = torch.stack([torch.tensor([0.0, margin], dtype=torch.float64), second])[:, None]
-        answers = Answers(logits)
-        return ensemble.ensemble_loss(MODEL, answers, batch_of([1]), diversity=0.1, bound=None).item()
+        return loss_of(logits, [1], diversity=0.1, bound=None).item()
 
     assert (loss(0.02) < loss(0.01)) is gains
 
 
 def test_gradients_of_the_diversity_term_reach_both_classifiers() -> None:
     logits = random_logits(2, 3, 2).requires_grad_()
-    ensemble.diversity_term(logits, bound=None).backward()
+    ensemble.diversity_term(logits, EnsembleOptions(bound=None)).backward()
     assert (logits.grad.abs().sum(dim=(1, 2)) > 0).all()
 
 
@@ -157,25 +164,12 @@ def test_gradients_of_the_diversity_term_reach_both_classifiers() -> None:
 )
 def test_options_that_make_no_sense_are_refused_before_training(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ensemble.phases(**ensemble.METHOD.with_options(**options))
+        ensemble.METHOD.with_options(**options)
 
 
 def test_a_regression_is_refused_before_a_backbone_is_loaded() -> None:
     with pytest.raises(InputError, match=r"vote on classes.*use pabee"):
-        ensemble.build(Setting(backbone="no such backbone"), 1)
-
-
-def test_agreement_and_correlation_of_errors_by_hand() -> None:
-    said = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 0, 0]])
-    evidence = make_evidence(torch.nn.functional.one_hot(said, 2).float(), [0, 0, 1, 0])
-    wanted = [[1.0, 0.75, 0.0], [0.75, 1.0, 0.25], [0.0, 0.25, 1.0]]
-    assert ensemble.agreement(evidence).tolist() == wanted
-    # Wrong: 0001, 0101, 1110. Phi of the first two is 1/sqrt(3), and the third is the opposite of the first.
-    phi = ensemble.error_correlation(evidence)
-    assert phi[0, 1].item() == pytest.approx(1 / math.sqrt(3))
-    assert phi[0, 2].item() == pytest.approx(-1)
-    with pytest.raises(InputError, match="needs labels"):
-        ensemble.error_correlation(replace(evidence, labels=None))
+        ensemble.build(Setting(backbone="no such backbone"), 1, EnsembleOptions())
 
 
 @settings(max_examples=30, deadline=None)
@@ -190,13 +184,13 @@ def test_t_plus_one_votes_never_leave_later_than_patience_t(seed: int, stages: i
 
 def test_both_answers_leave_together_and_differ_where_the_current_one_is_in_the_minority() -> None:
     # Answers 0, 0, 1, 1, 1: at the third stage 0 leads, at the end 1 does.
-    said = torch.tensor([[0], [0], [1], [1], [1]])
-    evidence = make_evidence(torch.nn.functional.one_hot(said, 2).float(), [1])
+    answers = torch.tensor([[0], [0], [1], [1], [1]])
+    evidence = make_evidence(torch.nn.functional.one_hot(answers, 2).float(), [1])
     majority, current = ensemble.METHOD.rules.values()
-    for votes, stage, answers in ((2, 1, (0, 0)), (3, 4, (1, 1))):
+    for votes, stage, both in ((2, 1, (0, 0)), (3, 4, (1, 1))):
         decided = [decide(evidence, rule, votes) for rule in (majority, current)]
         assert [int(each.stages) for each in decided] == [stage, stage]
-        assert tuple(int(each.predictions) for each in decided) == answers
+        assert tuple(int(each.predictions) for each in decided) == both
     third = make_evidence(evidence.logits[:3], [1])
     decided = [int(decide(third, rule, rules.NEVER).predictions) for rule in (majority, current)]
     assert decided == [0, 1]
@@ -206,9 +200,9 @@ def test_votes_over_a_root_of_the_stages_by_brute_force() -> None:
     evidence = random_evidence(3, 6, 40, 3)
     readiness = rules.vote(gamma=0.5).readiness(evidence)
     for sample in range(40):
-        said = evidence.predictions[:, sample].tolist()
+        answers = evidence.predictions[:, sample].tolist()
         for stage in range(6):
-            most = max(said[: stage + 1].count(name) for name in range(3))
+            most = max(answers[: stage + 1].count(name) for name in range(3))
             assert readiness[stage, sample].item() == pytest.approx(most / math.sqrt(stage + 1))
     assert torch.equal(rules.vote(0.5).answers(evidence), rules.vote().answers(evidence))
 

@@ -32,6 +32,7 @@ def test_locked_version_is_in_the_declared_range(requirement: Requirement) -> No
     assert requirement.specifier.contains(LOCKED[canonicalize_name(requirement.name)])
 
 
+@pytest.mark.lock
 def test_installed_versions_are_the_locked_ones() -> None:
     # A build tag such as +cpu names another build of the same version.
     assert {name: Version(version(name)).public for name in LOCKED} == LOCKED

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from eeutils import rules
 from eeutils.errors import InputError
-from eeutils.evidence import Evidence
-from eeutils.tradeoff import decide
+from eeutils.exiting import rules
+from eeutils.exiting.evidence import Evidence
+from eeutils.exiting.tradeoff import decide
 from tests.helpers import every_rule, make_evidence, random_evidence, regression_rules
 
 ALL = every_rule()
@@ -54,7 +54,7 @@ def doubt(history: History) -> float:
     return entropy_of(p(history[-1])) / math.log(len(history[-1]))
 
 
-def said(logits: list[float]) -> int:
+def answer_of(logits: list[float]) -> int:
     return logits.index(max(logits))
 
 
@@ -94,7 +94,7 @@ def divergence_of(kind: str, against: str, history: History) -> float:
 
 
 def votes_of(history: History) -> list[int]:
-    ballots = [said(logits) for logits in history]
+    ballots = [answer_of(logits) for logits in history]
     return [ballots.count(name) for name in range(len(history[0]))]
 
 
@@ -110,7 +110,7 @@ REFERENCES: list[tuple[rules.Rule, Callable[[History], float]]] = [
     (rules.entropy(), lambda history: 1 - doubt(history)),
     (rules.confidence(), lambda history: max(p(history[-1]))),
     (rules.margin(), lambda history: sorted(p(history[-1]))[-1] - sorted(p(history[-1]))[-2]),
-    (rules.patience(), lambda history: patience_of(history, lambda a, b: said(a) == said(b))),
+    (rules.patience(), lambda history: patience_of(history, lambda a, b: answer_of(a) == answer_of(b))),
     (rules.vote(), lambda history: max(votes_of(history))),
     (rules.fixed(), lambda history: float(len(history))),
     (rules.sustained(rules.entropy(), 2), two_in_a_row),
@@ -169,8 +169,7 @@ def test_regression_patience_counts_steps_closer_than_the_tolerance(
 def test_regression_divergence_is_the_distance_of_the_numbers(against: str) -> None:
     evidence = make_evidence([[[0.0]], [[3.0]], [[2.0]]])
     wanted = {"previous": -1.0, "mean": -1.5, "max": -2.0}[against]
-    found = rules.divergence("jsd", against).readiness(evidence)[:, 0].tolist()
-    assert found == [-math.inf, -3.0, wanted]
+    assert rules.divergence("jsd", against).readiness(evidence)[:, 0].tolist() == [-math.inf, -3.0, wanted]
 
 
 @few
@@ -196,6 +195,39 @@ def test_what_later_stages_say_never_changes_readiness_or_answers(
 
 
 @few
+@given(stage=st.integers(0, 7), classes=st.integers(1, 4), **shapes)
+def test_a_rule_says_the_same_when_it_is_given_no_more_than_the_stages_that_it_reads(
+    stage: int, seed: int, stages: int, samples: int, classes: int, scale: float, step: float | None
+) -> None:
+    evidence = random_evidence(seed, stages, samples, classes, scale, step)
+    stage = min(stage, stages - 1)
+    for rule in (ALL if classes > 1 else NUMBERS).values():
+        held = evidence.upto(stage, rule.reads)
+        assert held.stages == (stage + 1 if rule.reads is None else min(rule.reads, stage + 1)), rule.name
+        assert torch.equal(rule.readiness(held)[-1], rule.readiness(evidence)[stage]), rule.name
+        assert torch.equal(rule.answers(held)[-1], rule.answers(evidence)[stage]), rule.name
+
+
+@pytest.mark.parametrize("rule", [rule for rule in ALL.values() if rule.reads != 1], ids=lambda rule: rule.name)
+def test_no_rule_asks_for_more_stages_than_it_reads(rule: rules.Rule) -> None:
+    # All stages agree on a class, each in its own way.
+    generator = torch.Generator().manual_seed(0)
+    evidence = make_evidence(torch.tensor([4.0, 0.0, 0.0]) + torch.rand(6, 30, 3, generator=generator), [0] * 30)
+    evidence = replace(evidence, extras={"distances": torch.rand(6, 30, 3, generator=generator)})
+    fewer = evidence.upto(5, (rule.reads or 6) - 1)
+    assert not torch.equal(rule.readiness(fewer)[-1], rule.readiness(evidence)[-1])
+
+
+def test_how_far_back_rules_look() -> None:
+    reads = {name: rule.reads for name, rule in ALL.items()}
+    assert [reads[name] for name in ("entropy", "margin", "policy", "fixed exits", "random", "oracle")] == [1] * 6
+    assert [reads[name] for name in ("divergence (jsd)", "entropy, 2 in a row")] == [2, 2]
+    assert reads["divergence (jsd), 3 in a row"] == 4
+    assert [reads[name] for name in ("patience", "vote", "divergence (kl, max of earlier)")] == [None] * 3
+    assert rules.harmonic(rules.sustained(rules.entropy(), 3), rules.confidence()).reads == 3
+
+
+@few
 @given(classes=st.integers(1, 4), **shapes)
 def test_readiness_of_a_sample_does_not_depend_on_the_others_in_its_batch(
     seed: int, stages: int, samples: int, classes: int, scale: float, step: float | None
@@ -203,7 +235,7 @@ def test_readiness_of_a_sample_does_not_depend_on_the_others_in_its_batch(
     evidence = random_evidence(seed, stages, samples, classes, scale, step)
     rows = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))[: samples // 2 + 1]
     for rule in (ALL if classes > 1 else NUMBERS).values():
-        together, apart = rule.readiness(evidence)[:, rows], rule.readiness(evidence.select(rows))
+        together, apart = rule.readiness(evidence)[:, rows], rule.readiness(evidence.take(rows))
         torch.testing.assert_close(apart, together, atol=1e-12, rtol=1e-12, msg=rule.name)
 
 
@@ -228,7 +260,7 @@ def test_uniform_logits_have_entropy_one_and_confident_ones_zero(classes: int) -
     uniform, sure = torch.zeros(classes), torch.full((classes,), -1e4)
     sure[1] = 1e4
     evidence = make_evidence(torch.stack([uniform, sure])[:, None])
-    assert rules.normalised_entropy(evidence)[:, 0].tolist() == pytest.approx([1.0, 0.0], abs=1e-12)
+    assert evidence.entropy[:, 0].tolist() == pytest.approx([1.0, 0.0], abs=1e-12)
     assert rules.confidence().readiness(evidence)[:, 0].tolist() == pytest.approx([1 / classes, 1.0])
     assert rules.margin().readiness(evidence)[:, 0].tolist() == pytest.approx([0.0, 1.0])
 
@@ -241,6 +273,20 @@ def test_the_most_confident_samples_are_the_readiest() -> None:
         readiness = rule.readiness(evidence)[0]
         assert (readiness.diff() >= 0).all()
         assert decide(evidence, rule, 0.5).stages[2:].tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("rule", ALL.values(), ids=list(ALL))
+def test_a_check_needs_the_number_of_classes_and_nothing_that_was_recorded(rule: rules.Rule) -> None:
+    for classes in (2, 5):
+        rule.check(classes)
+        rule.check(classes, rule.high)
+        with pytest.raises(InputError, match="outside the range"):
+            rule.check(classes, math.nan)
+    if rule.regression:
+        rule.check(1)
+    else:
+        with pytest.raises(InputError, match=r"regression.*use patience"):
+            rule.check(1)
 
 
 @pytest.mark.parametrize("name", CLASSES_ONLY)
@@ -289,12 +335,12 @@ def test_jensen_shannon_is_at_most_ln_2_and_what_f_pabee_computes_adds_the_mean_
     seed: int, stages: int, samples: int, classes: int, scale: float, step: float | None
 ) -> None:
     evidence = random_evidence(seed, max(stages, 2), samples, classes, scale, step)
-    found = -rules.divergence("jsd").readiness(evidence)[1:]
-    assert (found <= math.log(2) + 1e-12).all()
+    between = -rules.divergence("jsd").readiness(evidence)[1:]
+    assert (between <= math.log(2) + 1e-12).all()
     # H(m) = JSD(p, q) + (H(p) + H(q)) / 2
-    entropies = rules.normalised_entropy(evidence) * math.log(classes)
+    entropies = evidence.entropy * math.log(classes)
     means = (entropies[1:] + entropies[:-1]) / 2
-    torch.testing.assert_close(-rules.divergence("mean-entropy").readiness(evidence)[1:], found + means)
+    torch.testing.assert_close(-rules.divergence("mean-entropy").readiness(evidence)[1:], between + means)
 
 
 def test_opposite_certainties_are_ln_2_apart() -> None:
@@ -328,8 +374,8 @@ def test_a_vote_answers_with_a_class_that_has_the_most_votes(
             votes = votes_of(history)
             leaders = [name for name in range(classes) if votes[name] == max(votes)]
             assert answers[stage, sample] in leaders
-            if said(history[-1]) in leaders:
-                assert answers[stage, sample] == said(history[-1])
+            if answer_of(history[-1]) in leaders:
+                assert answers[stage, sample] == answer_of(history[-1])
 
 
 @pytest.mark.parametrize("weight", [0.0, 1e-12, 1.0, 1e12, 1e300])
@@ -363,8 +409,15 @@ def test_the_harmonic_mean_is_that_of_de3_bert() -> None:
         constant("entropy", torch.tensor([1 - entropy]).double()),
         weight,
     )
-    found = rule.readiness(make_evidence(torch.zeros(1, 1, 2))).item()
-    assert 1 - found == pytest.approx((weight + 1) / (weight / ratio + 1 / entropy))
+    readiness = rule.readiness(make_evidence(torch.zeros(1, 1, 2))).item()
+    assert 1 - readiness == pytest.approx((weight + 1) / (weight / ratio + 1 / entropy))
+
+
+def test_a_rule_that_has_not_heard_enough_is_in_full_doubt_beside_another() -> None:
+    evidence = random_evidence(0, 3, 20, 2)
+    first = rules.harmonic(rules.confidence(), rules.sustained(rules.entropy(), 2)).readiness(evidence)[0]
+    doubt = 1 - rules.confidence().readiness(evidence)[0]
+    torch.testing.assert_close(1 - first, 2 / (1 / doubt + 1))
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
@@ -428,7 +481,7 @@ def test_the_distance_ratio_compares_the_predicted_class_with_the_nearest_other(
     for stage in range(stages):
         for sample in range(samples):
             distances = evidence.extras["distances"][stage, sample].tolist()
-            r1 = distances.pop(said(evidence.logits[stage, sample].tolist()))
+            r1 = distances.pop(answer_of(evidence.logits[stage, sample].tolist()))
             r2 = min(distances)
             ratio = 0.5 if r1 == r2 == 0 else (1 + (r1 - r2) / max(r1, r2)) / 2
             assert readiness[stage, sample].item() == pytest.approx(1 - ratio)
@@ -478,7 +531,7 @@ def test_never_keeps_everybody_to_the_last_stage(rule: rules.Rule) -> None:
 def test_deebert_s_threshold_on_the_entropy_is_the_same_decision() -> None:
     evidence = random_evidence(2, 6, 200, 3)
     for threshold in (0.0, 0.05, 0.3, 0.7, math.log(3)):
-        entropies = rules.normalised_entropy(evidence) * math.log(3)
+        entropies = evidence.entropy * math.log(3)
         below = (entropies <= threshold + 1e-12).double()
         below[-1] = 1
         decided = decide(evidence, rules.entropy(), rules.from_entropy(threshold, 3)).stages

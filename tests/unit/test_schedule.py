@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import mutual_info_score
 
-from eeutils.batching import Samples
+from eeutils.data.samples import Samples
 from eeutils.errors import InputError
-from eeutils.schedule import (
+from eeutils.models.schedule import (
     BUCKETS,
     FUNCTIONS,
     TokenSchedule,
@@ -92,8 +92,8 @@ def test_layers_share_what_they_should_equally(function: str, buckets: str) -> N
     samples = skewed_samples(2000)
     made = schedule(function, samples, buckets=buckets)
     if function == "random-occurrence":
-        found = torch.cat([layers_of(made, [list(sentence[1:-1])])[0] for sentence in samples.tokens])
-        shares = found.bincount(minlength=5)[1:] / len(found)
+        layers = torch.cat([layers_of(made, [list(sentence[1:-1])])[0] for sentence in samples.tokens])
+        shares = layers.bincount(minlength=5)[1:] / len(layers)
         assert shares.sub(0.25).abs().max() < 0.02
         return
     running = Counter(token for sentence in samples.tokens for token in sentence[1:-1])
@@ -109,8 +109,8 @@ def test_layers_share_what_they_should_equally(function: str, buckets: str) -> N
 def test_in_equal_shares_of_the_types_most_running_text_leaves_after_the_first_layer() -> None:
     samples = skewed_samples()
     made = schedule(samples=samples, buckets="types")
-    found = torch.cat([layers_of(made, [list(sentence[1:-1])])[0] for sentence in samples.tokens])
-    assert (found == 1).double().mean() > 0.5
+    layers = torch.cat([layers_of(made, [list(sentence[1:-1])])[0] for sentence in samples.tokens])
+    assert (layers == 1).double().mean() > 0.5
 
 
 def test_random_by_type_is_consistent_and_random_by_occurrence_is_not() -> None:
@@ -135,11 +135,11 @@ def test_random_by_occurrence_is_uniform_and_the_same_for_neighbours_only_by_cha
     made = schedule("random-occurrence", depth=6)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(2, 50, (400, 50), generator=generator)
-    found = made.layers_of(ids, torch.ones_like(ids)) - 1
-    assert stats.chisquare(found.flatten().bincount(minlength=6)).pvalue > 0.001
-    pairs = (6 * found[:, :-1] + found[:, 1:]).flatten().bincount(minlength=36)
+    layers = made.layers_of(ids, torch.ones_like(ids)) - 1
+    assert stats.chisquare(layers.flatten().bincount(minlength=6)).pvalue > 0.001
+    pairs = (6 * layers[:, :-1] + layers[:, 1:]).flatten().bincount(minlength=36)
     assert stats.chisquare(pairs).pvalue > 0.001
-    down = (6 * found[:-1] + found[1:]).flatten().bincount(minlength=36)
+    down = (6 * layers[:-1] + layers[1:]).flatten().bincount(minlength=36)
     assert stats.chisquare(down).pvalue > 0.001
 
 
@@ -156,9 +156,9 @@ def test_mutual_information_sums_to_that_of_token_and_label(classes: int) -> Non
     samples = skewed_samples(classes=classes)
     tokens = [token for sentence in samples.tokens for token in sentence]
     labels = samples.labels.repeat_interleave(samples.lengths).tolist()
-    found = mutual_information(count_types(samples, VOCABULARY, by_label=True))
-    assert found.sum().item() == pytest.approx(mutual_info_score(tokens, labels))
-    assert (found >= -1e-12).all()
+    information = mutual_information(count_types(samples, VOCABULARY, by_label=True))
+    assert information.sum().item() == pytest.approx(mutual_info_score(tokens, labels))
+    assert (information >= -1e-12).all()
 
 
 def test_a_type_that_occurs_once_counts_once() -> None:
@@ -208,10 +208,10 @@ def test_every_rank_gets_a_layer_of_the_window(ranks: list[float], depth: int, d
     first = data.draw(st.integers(1, depth))
     last = data.draw(st.integers(first, depth))
     made = TokenSchedule(torch.tensor(ranks), depth, first, last)
-    found = layers_of_types(made, list(range(len(ranks))))
-    for rank, layer in zip(ranks, found, strict=True):
+    layers = layers_of_types(made, list(range(len(ranks))))
+    for rank, layer in zip(ranks, layers, strict=True):
         assert (first <= layer <= last) if rank < 1 else layer == depth
-    in_order = [layer for _, layer in sorted(zip(ranks, found, strict=True))]
+    in_order = [layer for _, layer in sorted(zip(ranks, layers, strict=True))]
     assert in_order == sorted(in_order)
 
 

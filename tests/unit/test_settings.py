@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eeutils.errors import InputError
-from eeutils.settings import PARAMETERS, PROFILES, Setting, check, check_parameters
+from eeutils.training.settings import PARAMETERS, PROFILES, Setting, check, check_parameters
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from eeutils import sources
+from eeutils.data import sources
+from eeutils.data.sources import SourceError, fetch
 from eeutils.errors import InputError
 from eeutils.files import repository_root
-from eeutils.sources import SourceError, fetch
 
 FILENAME = "toy-1.0.zip"
 WEIGHTS = os.urandom(3_000_000)
@@ -116,7 +116,7 @@ def cache(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     (tmp_path / "data").mkdir()
     write_table(tmp_path)
     monkeypatch.setattr(sources, "repository_root", lambda: tmp_path)
-    for name in [name for name in os.environ if name.startswith("PIP_") or name == "EEUTILS_ARCHIVES"]:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -236,7 +236,7 @@ def test_no_network_says_what_was_wanted_and_what_to_do(cache: Path, monkeypatch
     monkeypatch.setenv("PIP_INDEX_URL", "http://reader:secret@127.0.0.1:1/simple")
     with pytest.raises(SourceError) as caught:
         fetch("toy")
-    for part in ("toy 1.0", FILENAME, "EEUTILS_ARCHIVES", "pip config list"):
+    for part in ("toy 1.0", FILENAME, "PIP_FIND_LINKS", "pip config list"):
         assert part in str(caught.value)
     assert "secret" not in str(caught.value)
     assert names(cache) == set()
@@ -266,13 +266,47 @@ def test_an_index_that_is_down_does_not_hide_the_others(
     assert_whole(fetch("toy"))
 
 
-def test_a_folder_of_find_links_serves_without_any_index(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "wheels").mkdir()
-    (tmp_path / "wheels" / FILENAME).write_bytes(ARCHIVE)
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+@pytest.fixture
+def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the archive, that pip is told of as `~/archives`, and told to use nothing else."""
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives" / FILENAME).write_bytes(ARCHIVE)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_FIND_LINKS", "~/archives")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return tmp_path / "archives"
+
+
+@pytest.mark.parametrize("place", ["{}", "file://{}", "~/archives", "archives", "/no/such/folder {}"])
+def test_a_folder_of_find_links_needs_no_network(
+    cache: Path, index: Index, archives: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(archives.parent)
+    monkeypatch.setenv("PIP_FIND_LINKS", place.format(archives))
+    assert_whole(fetch("toy"))
+    assert names(archives) == {FILENAME}, "the user's own file is left alone"
+    assert not index.ranges
+
+
+def test_a_wrong_archive_in_a_folder_of_find_links_is_refused_and_left_alone(cache: Path, archives: Path) -> None:
+    (archives / FILENAME).write_bytes(ARCHIVE[:-1])
+    with pytest.raises(SourceError, match=rf"toy-1\.0\.zip from {archives} is not the file .* expected was"):
+        fetch("toy")
+    assert (archives / FILENAME).read_bytes() == ARCHIVE[:-1]
+    (archives / FILENAME).write_bytes(ARCHIVE)
+    assert_whole(fetch("toy"))
+
+
+def test_what_the_folders_of_find_links_lack_comes_from_the_index(
+    cache: Path, index: Index, archives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (archives / FILENAME).unlink()
+    with pytest.raises(SourceError, match=rf"{archives} does not have it\. .* set PIP_FIND_LINKS"):
+        fetch("toy")
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{archives} {archives}-typo")
+    with pytest.raises(SourceError, match=rf"{archives}-typo failed \(.*non-existing path"):
+        fetch("toy")
+    monkeypatch.delenv("PIP_NO_INDEX")
     assert_whole(fetch("toy"))
 
 
@@ -286,33 +320,6 @@ def test_no_index_is_obeyed(cache: Path, index: Index, monkeypatch: pytest.Monke
 def test_pips_certificate_must_exist(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_CERT", "/no/such/bundle.pem")
     with pytest.raises(SourceError, match=r"cert names /no/such/bundle\.pem"):
-        fetch("toy")
-
-
-def test_a_local_archive_needs_no_network(
-    cache: Path, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    archives = tmp_path / "archives"
-    archives.mkdir()
-    monkeypatch.setenv("EEUTILS_ARCHIVES", str(archives))
-    (archives / FILENAME).write_bytes(ARCHIVE[:-1])
-    with pytest.raises(SourceError, match="expected was"):
-        fetch("toy")
-    assert (archives / FILENAME).exists(), "the user's own file is left alone"
-    (archives / FILENAME).write_bytes(ARCHIVE)
-    assert_whole(fetch("toy"))
-    assert (archives / FILENAME).exists()
-    assert not index.ranges
-
-
-def test_an_archive_that_is_not_in_the_local_folder_is_downloaded(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EEUTILS_ARCHIVES", str(tmp_path))
-    assert_whole(fetch("toy"))
-    monkeypatch.setenv("EEUTILS_ARCHIVES", str(tmp_path / "typo"))
-    (cache / "toy" / "weights.bin").unlink()
-    with pytest.raises(SourceError, match="typo, which is no folder"):
         fetch("toy")
 
 
@@ -340,7 +347,7 @@ def test_a_full_disk_while_unpacking_leaves_nothing(cache: Path, monkeypatch: py
 
 def test_processes_that_ask_at_once_share_one_download(cache: Path, index: Index, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from eeutils import sources;"
+        "import sys; from pathlib import Path; from eeutils.data import sources;"
         "sources.repository_root = lambda: Path(sys.argv[1]); print(sources.fetch('toy'))"
     )
     environment = os.environ | {"PYTHONPATH": str(repository_root())}

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from eeutils import claims
 from eeutils.errors import InputError
+from eeutils.exiting import claims
 from eeutils.files import repository_root
-from eeutils.runs import metric_of
-from eeutils.study import entries, headline, page
+from eeutils.study import entries, headline, page, sentences
+from eeutils.training.runs import metric_of
 
 
 def score_rows(**methods: dict[float, tuple[float, float]]) -> pd.DataFrame:
@@ -79,9 +79,9 @@ def test_mean_ranks_share_ties_and_leave_out_who_misses_a_block() -> None:
 
 
 def test_few_blocks_are_said_to_be_few() -> None:
-    assert "Too few" in page.worth_of_ranks(tasks=1, blocks=30)
-    assert "Too few" in page.worth_of_ranks(tasks=3, blocks=9)
-    assert "Too few" not in page.worth_of_ranks(tasks=5, blocks=15)
+    assert "Too few" in sentences.worth_of_ranks(tasks=1, blocks=30)
+    assert "Too few" in sentences.worth_of_ranks(tasks=3, blocks=9)
+    assert "Too few" not in sentences.worth_of_ranks(tasks=5, blocks=15)
 
 
 def test_curves_of_two_seeds_are_averaged_at_equal_cost_where_both_reach() -> None:
@@ -91,7 +91,7 @@ def test_curves_of_two_seeds_are_averaged_at_equal_cost_where_both_reach() -> No
         *({"seed": 1, "score": score, "layer_speedup": x} for x, score in ((2, 0.7), (1, 0.8))),
     ]
     frame = pd.DataFrame(rows).assign(task="movie", method="m", flops_speedup=math.nan)
-    [(name, curve)] = page.mean_curves(frame, "movie", points=3).items()
+    [(name, curve)] = page.mean_curves(frame, "movie", "layers", points=3).items()
     assert name == "m"
     assert (1 / curve.layer_speedup).tolist() == pytest.approx([0.5, 0.75, 1.0])
     assert curve.score.tolist() == pytest.approx([(0.7 + 0.7) / 2, (0.8 + 0.75) / 2, (0.9 + 0.8) / 2])
@@ -100,7 +100,7 @@ def test_curves_of_two_seeds_are_averaged_at_equal_cost_where_both_reach() -> No
 def test_a_single_point_of_each_seed_is_averaged_in_cost_and_score() -> None:
     rows = [{"seed": 0, "score": 0.8, "layer_speedup": 4.0}, {"seed": 1, "score": 0.9, "layer_speedup": 2.0}]
     frame = pd.DataFrame(rows).assign(task="movie", method="oracle", flops_speedup=math.nan)
-    curve = page.mean_curves(frame, "movie")["oracle"]
+    curve = page.mean_curves(frame, "movie", "layers")["oracle"]
     assert (1 / curve.layer_speedup).tolist() == pytest.approx([(1 / 4 + 1 / 2) / 2])
     assert curve.score.tolist() == pytest.approx([0.85])
 
@@ -109,7 +109,7 @@ def test_advice_names_the_best_and_whoever_is_not_told_apart() -> None:
     scores = score_rows(
         A={1.5: (0.80, 0), 2.0: (0.78, 0)}, B={1.5: (0.79, 0.002), 2.0: (0.70, -0.03)}, C={1.5: (0.7, -0.05)}
     )
-    first, second, third, fourth = page.advice(scores, "movie")
+    first, second, third, fourth = sentences.advice(scores, "movie")
     assert "**A** has the highest score, 0.800, 100.0% of the plain model's; not told apart from it: B." in first
     assert "C" not in first.replace("PABEE's", "")
     assert "above all others by more than the intervals allow for" in second
@@ -124,7 +124,7 @@ def test_in_short_takes_the_best_mean_rank_and_says_how_sure_that_is() -> None:
     cola = score_rows(A={2.0: (0.1, -0.01)}, B={2.0: (0.2, 0)}).assign(task="cola")
     stsb = score_rows(C={3.0: (0.5, 0)}).assign(task="stsb")
     costs = pd.DataFrame({"task": ["movie", "mrpc", "cola"], "method": "B", "times_plain": [1.0, 2.0, 9.0]})
-    table = page.in_short(pd.concat([movie, mrpc, cola, stsb]), costs)
+    table = page.in_short(pd.concat([movie, mrpc, cola, stsb]), costs, "layers")
     assert table.index.tolist() == ["a class at 2x in layers", "a number at 3x in layers"]
     # Ranks of B: 2, 1, 1; of A: 1, 2, 2; C was not run on all of them.
     assert table.iloc[0].to_dict() == {
@@ -140,7 +140,7 @@ def test_in_short_takes_the_best_mean_rank_and_says_how_sure_that_is() -> None:
 
 
 def test_in_short_is_empty_where_nothing_was_run() -> None:
-    assert len(page.in_short(page.read_table("scores", Path("nowhere")), pd.DataFrame())) == 0
+    assert len(page.in_short(page.read_table("scores", Path("nowhere")), pd.DataFrame(), "layers")) == 0
 
 
 def test_leaders_are_the_highest_with_their_scores_against_the_fixed_exits() -> None:
@@ -155,33 +155,32 @@ def test_leaders_are_the_highest_with_their_scores_against_the_fixed_exits() -> 
 def test_the_speed_that_a_method_is_trained_for_is_a_mean_of_costs() -> None:
     row = {"task": "movie", "method": "A", "threshold": 0.5, "score": 0.8}
     points = pd.DataFrame([{**row, "layer_speedup": 1.0}, {**row, "score": 0.7, "layer_speedup": 3.0}])
-    [sentence] = page.operating_points(points)
+    [sentence] = sentences.operating_points(points)
     # Half the samples at cost 1 and half at 1/3 cost 2/3.
     assert sentence.startswith("**A** is trained for one speed. At its own threshold, 0.5, it has by layers: ")
     assert "Movie reviews, polarity 1.50x (accuracy 0.750)." in sentence
-    assert page.operating_points(points[:0]) == []
+    assert sentences.operating_points(points[:0]) == []
 
 
 def test_advice_does_not_claim_what_the_interval_does_not_show() -> None:
     scores = score_rows(A={2.0: (0.78, 0)})
     scores["over_fixed_low"] = -0.01
-    sentence = page.advice(scores, "movie")[1]
+    sentence = sentences.advice(scores, "movie")[1]
     assert "is not shown (+0.030 [-0.010, +0.050])" in sentence
     assert "nothing else reaches this speed-up" in sentence
     scores[["over_fixed", "over_fixed_low", "over_fixed_high"]] = math.nan
-    assert "fixed exit" not in page.advice(scores, "movie")[1]
+    assert "fixed exit" not in sentences.advice(scores, "movie")[1]
 
 
 def test_what_has_not_been_run_is_said() -> None:
     scores = score_rows(A={2.0: (0.78, 0)}, B={2.0: (0.7, -0.01)})
     scores.loc[scores.method == "B", "seeds"] = 1
-    sentences = page.not_run(scores, ["movie", "mrpc"], ["A", "B", "C"])
-    assert sentences == [
+    assert sentences.not_run(scores, ["movie", "mrpc"], ["A", "B", "C"]) == [
         "Not run: mrpc.",
         "Movie reviews, polarity: not run, or without a meaning there: C.",
         "Movie reviews, polarity: fewer seeds than the others: B.",
     ]
-    assert page.not_run(scores.assign(seeds=3), ["movie"], ["A", "B"]) == []
+    assert sentences.not_run(scores.assign(seeds=3), ["movie"], ["A", "B"]) == []
 
 
 def test_tables_that_are_not_there_are_empty_and_have_their_columns(tmp_path: Path) -> None:
@@ -189,7 +188,7 @@ def test_tables_that_are_not_there_are_empty_and_have_their_columns(tmp_path: Pa
         table = page.read_table(name, tmp_path)
         assert len(table) == 0
         assert list(table.columns) == [*columns, *page.MADE_WITH]
-    assert page.not_run(page.read_table("scores", tmp_path), ["movie"], ["A"]) == ["Not run: movie."]
+    assert sentences.not_run(page.read_table("scores", tmp_path), ["movie"], ["A"]) == ["Not run: movie."]
 
 
 def test_the_ledger_joins_verdicts_and_reasons_and_keeps_who_was_not_judged(
@@ -216,7 +215,7 @@ def test_a_task_that_the_plain_model_did_not_learn_is_named_and_compared_nowhere
     cola = score_rows(A={2.0: (0.0, 0)}, plain_model={1.0: (0.01, 0)}).assign(task="cola", blind=0.0, low=0.0)
     scores = pd.concat([movie, cola])
     assert page.learned(scores) == ["movie"]
-    [sentence] = page.not_learned(scores)
+    [sentence] = sentences.not_learned(scores)
     assert sentence.startswith("CoLA was not learned at this size: the plain model has matthews 0.010 [0.000, 0.020]")
     table = headline.headline_table(scores)
     assert "CoLA (matthews)" not in table
@@ -273,11 +272,11 @@ def test_readme_of_the_repository_holds_the_committed_scores() -> None:
 
 def test_exits_that_learned_nothing_are_no_baseline_to_be_proud_of() -> None:
     scores = score_rows(plain_model={1.0: (0.80, 0)}, fixed_exits={1.0: (0.505, -0.2)})
-    [sentence] = page.blind_exits(scores)
+    [sentence] = sentences.blind_exits(scores)
     assert sentence.startswith("Movie reviews, polarity: exits trained together")
     assert "accuracy 0.505 [0.495, 0.515], a blind answer 0.500" in sentence
     better = scores.assign(low=scores.score - 0.001)
-    assert page.blind_exits(better) == []
+    assert sentences.blind_exits(better) == []
 
 
 def test_the_table_of_the_search_marks_the_rate_in_use_and_adds_the_mean() -> None:
@@ -295,7 +294,7 @@ def test_what_the_runs_of_each_task_were_trained_on_is_said_once_for_tasks_train
     alike = [(task, seed, 2000.0, 1e-4) for task in ("movie", "sst2") for seed in (0, 3)]
     rows = [*alike, ("cola", 0, math.nan, 2e-4)]
     runs = pd.DataFrame(rows, columns=["task", "seed", "train_size", "learning_rate"]).assign(epochs=2)
-    assert page.trained_on(runs, ["movie", "cola", "rte", "sst2"]) == [
+    assert sentences.trained_on(runs, ["movie", "cola", "rte", "sst2"]) == [
         "Movie reviews, polarity, SST-2: 2 seed(s), 2,000 samples for train and dev together, 2 epoch(s) a phase, "
         "learning rate 0.0001.",
         "CoLA: 1 seed(s), all samples for train and dev together, 2 epoch(s) a phase, learning rate 0.0002.",
@@ -319,6 +318,6 @@ def test_ranks_are_taken_on_the_tasks_that_have_the_most_methods() -> None:
 def test_a_cell_of_the_score_table_has_score_interval_and_share_kept() -> None:
     scores = score_rows(A={1.5: (0.8, 0), 2.0: (0.76, 0)}, B={2.0: (0.7, -0.1)})
     scores.loc[scores.method == "B", "kept"] = math.nan
-    table = page.score_table(scores, "movie")
+    table = page.score_table(scores, "movie", "layers")
     assert table.loc["A"].tolist() == ["0.800 [0.790, 0.810] 100%", "0.760 [0.750, 0.770] 95%"]
     assert table.loc["B"].tolist() == ["", "0.700 [0.690, 0.710]"]

@@ -1,6 +1,7 @@
 """Sweeps against a loop over samples and thresholds, and readings of the curve against numbers worked out by hand."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eeutils import rules
 from eeutils.errors import InputError
-from eeutils.evidence import Evidence
-from eeutils.tradeoff import (
+from eeutils.exiting import rules
+from eeutils.exiting.evidence import Evidence
+from eeutils.exiting.tradeoff import (
     area,
+    at_speedup,
+    at_threshold,
+    can_reach,
     decide,
     fixed_exits,
-    operate,
-    reaches,
-    read,
     score_at,
     sweep,
     threshold_for_loss,
@@ -46,16 +47,16 @@ def leave_one_by_one(evidence: Evidence, rule: rules.Rule, threshold: float) -> 
 def point_one_by_one(evidence: Evidence, rule: rules.Rule, metric, threshold: float) -> dict[str, float]:
     stages = leave_one_by_one(evidence, rule, threshold)
     answers = rule.answers(evidence)
-    said = [answers[stage, sample] for sample, stage in enumerate(stages)]
-    predictions = [float(logits[0]) if len(logits) == 1 else int(logits.argmax()) for logits in said]
+    given = [answers[stage, sample] for sample, stage in enumerate(stages)]
+    predictions = [float(logits[0]) if len(logits) == 1 else int(logits.argmax()) for logits in given]
     layers = np.mean([evidence.layers[stage] for stage in stages])
-    flops = np.mean([float(evidence.cost[stage, sample]) for sample, stage in enumerate(stages)])
+    flops = np.mean([float(evidence.cost["flops"][stage, sample]) for sample, stage in enumerate(stages)])
     return {
         "score": metric(np.array(predictions), evidence.labels.numpy()),
         "layers": layers,
         "layer_speedup": evidence.reference_layers / layers,
         "flops": flops,
-        "flops_speedup": float(evidence.reference_cost.mean()) / flops,
+        "flops_speedup": float(evidence.reference["flops"].mean()) / flops,
         **{f"leave_{stage + 1}": stages.count(stage) / len(stages) for stage in range(evidence.stages)},
     }
 
@@ -64,11 +65,10 @@ def uneven(evidence: Evidence) -> Evidence:
     """The same answers from stages on layers 2, 3, 5, .., and samples of different cost."""
     layers = tuple(2 * stage + 2 - stage % 2 for stage in range(evidence.stages))
     lengths = torch.arange(1, evidence.samples + 1, dtype=torch.float64)
-    cost = torch.tensor(layers)[:, None] * lengths**2 + 3
-    run = torch.tensor(layers).double()[:, None].expand(evidence.stages, evidence.samples)
-    return replace(
-        evidence, layers=layers, layers_run=run, reference_layers=12, cost=cost, reference_cost=12 * lengths**2 + 1
-    )
+    run = torch.tensor(layers, dtype=torch.float64)[:, None].expand(evidence.stages, evidence.samples)
+    cost = {"layers": run, "flops": run * lengths**2 + 3}
+    reference = {"layers": torch.full_like(lengths, 12), "flops": 12 * lengths**2 + 1}
+    return replace(evidence, layers=layers, cost=cost, reference=reference)
 
 
 @pytest.mark.parametrize("name", every_rule())
@@ -135,7 +135,7 @@ def test_turning_points_are_found_whatever_their_number_and_points_limits_them()
     assert few.layers.max() == 4
     # Every exit that any threshold can bring about is on the curve of all turning points.
     for threshold in np.linspace(0, 1, 57):
-        layers = operate(evidence, rules.entropy(), accuracy, float(threshold))["layers"]
+        layers = at_threshold(evidence, rules.entropy(), accuracy, float(threshold))["layers"]
         assert np.isclose(whole.layers, layers).any()
 
 
@@ -162,18 +162,18 @@ def test_a_sweep_refuses_what_it_cannot_do() -> None:
 
 def test_fixed_exits_score_each_stage_on_its_own() -> None:
     evidence = uneven(random_evidence(9, 4, 30, 3))
-    found = fixed_exits(evidence, accuracy)
-    assert found.stage.tolist() == [1, 2, 3, 4]
-    assert found.layers.tolist() == list(evidence.layers)
-    assert found.flops.tolist() == pytest.approx(evidence.cost.mean(dim=1).tolist())
+    exits = fixed_exits(evidence, accuracy)
+    assert exits.stage.tolist() == [1, 2, 3, 4]
+    assert exits.layers.tolist() == list(evidence.layers)
+    assert exits.flops.tolist() == pytest.approx(evidence.cost["flops"].mean(dim=1).tolist())
     wanted = [accuracy(row.numpy(), evidence.labels.numpy()) for row in evidence.predictions]
-    assert found.score.tolist() == pytest.approx(wanted)
+    assert exits.score.tolist() == pytest.approx(wanted)
 
 
 def test_layers_and_flops_are_never_confused() -> None:
     # Four layers cost 100 together, but the heads make the first two stages dear.
     evidence = make_evidence(torch.zeros(2, 1, 2), [0], layers=(1, 4), cost=torch.tensor([[60.0], [110.0]]))
-    evidence = replace(evidence, reference_cost=torch.tensor([100.0]))
+    evidence = replace(evidence, reference={**evidence.reference, "flops": torch.tensor([100.0])})
     first = fixed_exits(evidence, accuracy).iloc[0]
     assert (first.layers, first.layer_speedup) == (1, 4)
     assert (first.flops, first.flops_speedup) == (60, pytest.approx(100 / 60))
@@ -193,38 +193,41 @@ def hand_made() -> pd.DataFrame:
 
 def test_scores_between_two_points_are_on_a_line_in_cost_not_in_speedup() -> None:
     curve = hand_made()
-    assert score_at(curve, 4) == pytest.approx(0.6)
-    assert score_at(curve, 1) == pytest.approx(0.9)
+    assert score_at(curve, 4, axis="layers") == pytest.approx(0.6)
+    assert score_at(curve, 1, axis="layers") == pytest.approx(0.9)
     # 3x costs 1/3: a third of the way from 1/4 to 1/2. On a line in speed-up it would be 0.7.
-    assert score_at(curve, 3) == pytest.approx(0.6 + 0.2 / 3)
-    assert score_at(curve, 1.6) == pytest.approx(0.825)
-    assert score_at(curve, 3, axis="flops") == pytest.approx(0.6)
+    assert score_at(curve, 3, axis="layers") == pytest.approx(0.6 + 0.2 / 3)
+    assert score_at(curve, 1.6, axis="layers") == pytest.approx(0.825)
+    assert score_at(curve, 3) == pytest.approx(0.6)
     # The point of 0.9x costs 1/0.9; 1x is on the line from 1/1.6 to there.
-    assert score_at(curve, 1, axis="flops") == pytest.approx(0.8 + 0.1 * (1 - 1 / 1.6) / (1 / 0.9 - 1 / 1.6))
-    assert score_at(curve.sample(frac=1, random_state=0), 3) == score_at(curve, 3)
+    assert score_at(curve, 1) == pytest.approx(0.8 + 0.1 * (1 - 1 / 1.6) / (1 / 0.9 - 1 / 1.6))
+    assert score_at(curve.sample(frac=1, random_state=0), 2) == score_at(curve, 2)
 
 
 def test_a_speedup_that_the_curve_does_not_reach_is_nan_not_a_guess() -> None:
     curve = hand_made()
-    assert math.isnan(score_at(curve, 4.1))
-    assert math.isnan(score_at(curve, 0.9))
-    assert math.isnan(score_at(curve, 3.1, axis="flops"))
+    assert math.isnan(score_at(curve, 4.1, axis="layers"))
+    assert math.isnan(score_at(curve, 0.9, axis="layers"))
+    assert math.isnan(score_at(curve, 3.1))
 
 
 def test_points_of_the_same_cost_count_by_their_mean() -> None:
     curve = pd.concat([hand_made(), pd.DataFrame({"score": [0.7], "layer_speedup": [2.0], "flops_speedup": [1.6]})])
-    assert score_at(curve, 2) == pytest.approx(0.75)
+    assert score_at(curve, 2, axis="layers") == pytest.approx(0.75)
+    assert score_at(curve, 1.6) == pytest.approx(0.75)
 
 
 def test_the_area_is_the_mean_height_by_hand() -> None:
     curve = hand_made()
-    assert area(curve) == pytest.approx(0.85)
+    assert area(curve, axis="layers") == pytest.approx(0.85)
     # From 1/4 to 1: a quarter at a mean height of 0.7, a half at 0.85, over three quarters.
-    assert area(curve, low=1 / 4) == pytest.approx((0.25 * 0.7 + 0.5 * 0.85) / 0.75)
-    assert math.isnan(area(curve, low=1 / 5))
-    assert area(curve.iloc[:2]) == pytest.approx(0.8)
+    assert area(curve, low=1 / 4, axis="layers") == pytest.approx((0.25 * 0.7 + 0.5 * 0.85) / 0.75)
+    assert math.isnan(area(curve, low=1 / 5, axis="layers"))
+    assert area(curve.iloc[:2], axis="layers") == pytest.approx(0.8)
     # Without the point at a half, half-way along the line from 1/4 to 1 is inside it: 0.6 + 0.3 / 3 = 0.7 there.
-    assert area(curve.iloc[[0, 2]]) == pytest.approx((0.7 + 0.9) / 2)
+    assert area(curve.iloc[[0, 2]], axis="layers") == pytest.approx((0.7 + 0.9) / 2)
+    # In FLOPs from 1/3 to 1/1.6 alone: half-way between 0.6 and 0.8.
+    assert area(curve, low=1 / 3, high=1 / 1.6) == pytest.approx(0.7)
 
 
 def easy_first() -> Evidence:
@@ -240,14 +243,14 @@ def test_the_threshold_for_a_speedup_is_the_nearest_in_cost_and_needs_no_labels(
     evidence = easy_first()
     unlabelled = replace(evidence, labels=None)
     for speedup in (1.0, 1.2, 1.5, 2.0, 4.0):
-        chosen = threshold_for_speedup(unlabelled, rules.confidence(), speedup)
+        chosen = threshold_for_speedup(unlabelled, rules.confidence(), speedup, axis="layers")
         curve = sweep(evidence, rules.confidence(), accuracy)
         nearest = (1 / curve.layer_speedup - 1 / speedup).abs().min()
-        found = operate(evidence, rules.confidence(), accuracy, chosen)["layer_speedup"]
-        assert abs(1 / found - 1 / speedup) == pytest.approx(nearest)
-    assert threshold_for_speedup(evidence, rules.confidence(), 1.0) == rules.NEVER
-    flops = threshold_for_speedup(evidence, rules.confidence(), 2.0, axis="flops")
-    assert operate(evidence, rules.confidence(), accuracy, flops)["flops_speedup"] == pytest.approx(2.0, rel=0.1)
+        reached = at_threshold(evidence, rules.confidence(), accuracy, chosen)["layer_speedup"]
+        assert abs(1 / reached - 1 / speedup) == pytest.approx(nearest)
+    assert threshold_for_speedup(evidence, rules.confidence(), 1.0, axis="layers") == rules.NEVER
+    flops = threshold_for_speedup(evidence, rules.confidence(), 2.0)
+    assert at_threshold(evidence, rules.confidence(), accuracy, flops)["flops_speedup"] == pytest.approx(2.0, rel=0.1)
     with pytest.raises(InputError, match="1 or more"):
         threshold_for_speedup(evidence, rules.confidence(), 0.5)
 
@@ -256,29 +259,33 @@ def test_the_threshold_for_a_tolerated_loss_is_the_fastest_that_keeps_it() -> No
     evidence = easy_first()
     # 0 tolerated: samples 0 and 1 must pass stage 1, so stage 1 may let nobody go who is as sure as they are wrong.
     none = threshold_for_loss(evidence, rules.entropy(), accuracy, 0.0)
-    point = operate(evidence, rules.entropy(), accuracy, none)
+    point = at_threshold(evidence, rules.entropy(), accuracy, none)
     assert point["score"] == 1
     # 0.2 tolerated: the two wrong ones may leave first, and then everybody may.
     some = threshold_for_loss(evidence, rules.entropy(), accuracy, 0.2)
-    assert operate(evidence, rules.entropy(), accuracy, some)["layers"] == 1
+    assert at_threshold(evidence, rules.entropy(), accuracy, some)["layers"] == 1
     for tolerance in (0.0, 0.1, 0.2):
         chosen = threshold_for_loss(evidence, rules.entropy(), accuracy, tolerance)
         curve = sweep(evidence, rules.entropy(), accuracy)
         fastest = curve[curve.score >= 1 - tolerance - 1e-9].layers.min()
-        assert operate(evidence, rules.entropy(), accuracy, chosen)["layers"] == fastest
+        assert at_threshold(evidence, rules.entropy(), accuracy, chosen)["layers"] == fastest
     with pytest.raises(InputError, match="0 or more"):
         threshold_for_loss(evidence, rules.entropy(), accuracy, -0.1)
 
 
-@pytest.mark.parametrize("read", [score_at, area, threshold_for_speedup, threshold_for_loss])
-def test_an_unknown_axis_is_refused_with_the_valid_ones(read) -> None:
-    evidence, curve = easy_first(), hand_made()
-    arguments = {
-        score_at: (curve, 2.0),
-        area: (curve,),
-        threshold_for_speedup: (evidence, rules.entropy(), 2.0),
-        threshold_for_loss: (evidence, rules.entropy(), accuracy, 0.1),
-    }[read]
+@pytest.mark.parametrize(
+    ("read", "arguments"),
+    [
+        (score_at, (hand_made(), 2.0)),
+        (area, (hand_made(),)),
+        (at_speedup, (easy_first(), rules.entropy(), 2.0)),
+        (can_reach, (easy_first(), rules.entropy(), 2.0)),
+        (threshold_for_speedup, (easy_first(), rules.entropy(), 2.0)),
+        (threshold_for_loss, (easy_first(), rules.entropy(), accuracy, 0.1)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_an_unknown_axis_is_refused_with_the_valid_ones(read: Callable, arguments: tuple) -> None:
     with pytest.raises(InputError, match="unknown axis 'seconds'; choose one of: flops, layers"):
         read(*arguments, axis="seconds")
 
@@ -290,7 +297,7 @@ def test_expected_saving_and_speedup_are_two_names_of_one_thing(layers: list[int
     reached = torch.zeros(12, len(layers), dtype=torch.float64)
     reached[torch.tensor(layers) - 1, torch.arange(len(layers))] = 1
     given_exits = rules.Rule("given", lambda evidence: reached)
-    point = operate(evidence, given_exits, accuracy, 1.0)
+    point = at_threshold(evidence, given_exits, accuracy, 1.0)
     saving = 1 - np.mean(layers) / 12
     assert 1 - 1 / point["layer_speedup"] == pytest.approx(saving)
     assert point["layers"] == pytest.approx(np.mean(layers))
@@ -307,12 +314,12 @@ def test_a_reading_has_the_score_of_the_curve_at_exactly_that_speedup(
 ) -> None:
     evidence = random_evidence(seed, 4, 23, 2)
     score = score_at(sweep(evidence, rule, accuracy), speedup, axis)
-    if not reaches(evidence, rule, speedup, axis):
+    if not can_reach(evidence, rule, speedup, axis):
         assert math.isnan(score)
         with pytest.raises(InputError, match=r"reaches .* speed-ups from"):
-            read(evidence, rule, speedup, axis)
+            at_speedup(evidence, rule, speedup, axis)
     else:
-        reading = read(evidence, rule, speedup, axis)
+        reading = at_speedup(evidence, rule, speedup, axis)
         assert 0 <= reading.share <= 1
         assert reading.score(accuracy, evidence.labels.numpy()) == pytest.approx(score, abs=1e-9)
 
@@ -320,12 +327,12 @@ def test_a_reading_has_the_score_of_the_curve_at_exactly_that_speedup(
 def test_fixed_exits_read_between_two_layers_mix_both() -> None:
     evidence = make_evidence([[[1.0, 0], [1, 0]], [[0, 1], [0, 1]], [[0, 1], [0, 1]], [[0, 1], [0, 1]]], [1, 1])
     # 1.5 layers of 4: half the samples leave at the first stage, which is always wrong, half at the second.
-    reading = read(evidence, rules.fixed(), 4 / 1.5)
+    reading = at_speedup(evidence, rules.fixed(), 4 / 1.5, axis="layers")
     assert reading.share == pytest.approx(0.5)
     assert reading.score(accuracy, evidence.labels.numpy()) == pytest.approx(0.5)
 
 
 def test_where_tokens_stop_on_their_own_the_layer_speedup_is_that_of_each_sample() -> None:
     evidence = make_evidence([[[0.0, 1.0], [0.0, 1.0]]], [1, 1], layers=(4,))
-    early = replace(evidence, layers_run=torch.tensor([[1.0, 3.0]]))
+    early = replace(evidence, cost={**evidence.cost, "layers": torch.tensor([[1.0, 3.0]])})
     assert fixed_exits(early, accuracy).layer_speedup.tolist() == [2.0]

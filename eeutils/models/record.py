@@ -1,0 +1,53 @@
+"""One pass of a model over samples, kept: evidence for rules, features for heads that are learned afterwards."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eeutils.data.samples import Samples, batches
+from eeutils.exiting.evidence import Evidence, concatenate
+from eeutils.models.exits import MultiExitModel
+from eeutils.models.stages import MultiStageModel, on_cpu
+
+
+@torch.inference_mode()
+def record(model: MultiStageModel, samples: Samples, batch_size: int = 64, progress: bool = False) -> Evidence:
+    """One pass of all stages over all samples, in evaluation mode and in the model's own precision.
+
+    Samples run in order of length, so that little is padded, and stand in the evidence in their own order.
+
+    Raises:
+        InputError: there is no sample.
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    parts = []
+    for rows, batch in batches(samples, batch_size, progress="recording evidence" if progress else None):
+        inputs = batch.to(device).inputs
+        answers, reference = on_cpu(model.all_stages(*inputs)), model.reference(*inputs).cpu()
+        cost = {kind: spent.cumsum(dim=0) for kind, spent in answers.spent._asdict().items()}
+        parts.append(Evidence(answers.logits, rows, cost, reference._asdict(), model.layers, extras=answers.extras))
+    model.train(was_training)
+    whole = concatenate(parts, torch.arange(len(samples)))
+    return replace(whole, ids=samples.ids, labels=samples.labels)
+
+
+@torch.no_grad()
+def record_features(
+    model: MultiExitModel, samples: Samples, batch_size: int = 64
+) -> Float[Tensor, "stages samples width"]:
+    """The vectors that the exits of a trained model read, in the samples' own order: for heads learned afterwards."""
+    device = next(model.parameters()).device
+    order, features = [], []
+    for rows, batch in batches(samples, batch_size, progress="features"):
+        state, vectors = model.begin(*batch.to(device).inputs), []
+        for stage in range(model.stages):
+            state = model.reach(stage, state)
+            vector, carried = model.exit_at(stage).read(state)
+            state = replace(state, carried=carried)
+            vectors.append(vector.float().cpu())
+        order.append(rows)
+        features.append(torch.stack(vectors))
+    return torch.cat(features, dim=1)[:, torch.cat(order).argsort()]

@@ -1,0 +1,75 @@
+"""What each profile can afford of the methods: how many models, of which kinds. Everything else is in the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What notebooks and study train of a method beyond its one run.
+
+    Attributes:
+        shallow_depths: k of the k-layer models.
+        wirings: of BADGE.
+        cascade: options of CascadeBERT that save trainings: five folds over five seeds are 25 of them before the first
+            that counts.
+        speed_weights: of ConsistentEE.
+        windows: of HashEE's schedules in the study, (first, last); None is the top.
+        diversities: lambda of ensemble exits.
+        frozen_weights: of ConsistentEE's policies on a frozen encoder, which are learned in seconds.
+        seeds: of those policies.
+        cross_fitting: changes to the setting where memorized layers are cross-fitted: few samples, many epochs.
+    """
+
+    shallow_depths: tuple[int, ...]
+    wirings: tuple[str, ...]
+    cascade: dict[str, Any]
+    speed_weights: tuple[float, ...]
+    windows: tuple[tuple[int, int | None], ...]
+    diversities: tuple[float, ...]
+    frozen_weights: tuple[float, ...]
+    seeds: int
+    cross_fitting: dict[str, Any]
+
+
+def budget_of(profile: str, depth: int) -> Budget:
+    """The budget of a profile for an encoder of that many layers."""
+    windows = ((1, None), (1, 1), (1, depth // 2), (1 + depth // 2, None))
+    frozen_weights = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
+    if profile == "smoke":
+        return Budget(
+            shallow_depths=(depth // 2,) if depth > 1 else (),
+            wirings=("parallel", "serial", "stream", "wide-head"),
+            cascade={"folds": 2, "repeats": 1},
+            speed_weights=(0.15,),
+            windows=windows[:1],
+            diversities=(0.1,),
+            frozen_weights=(0.0, 0.15),
+            seeds=2,
+            cross_fitting={},
+        )
+    if profile == "quick":
+        return Budget(
+            shallow_depths=tuple(k for k in (depth // 3, 2 * depth // 3) if k > 0),
+            wirings=("parallel", "wide-head"),
+            cascade={"folds": 2, "repeats": 2},
+            speed_weights=(0.15, 0.2),
+            windows=windows[:3],
+            diversities=(0.1,),
+            frozen_weights=frozen_weights,
+            seeds=3,
+            cross_fitting={"train_size": 300, "epochs": 5},
+        )
+    return Budget(
+        shallow_depths=tuple(range(1, depth)),
+        wirings=("parallel", "serial", "stream", "wide-head"),
+        cascade={},
+        speed_weights=(0.05, 0.1, 0.15, 0.2, 0.3),
+        windows=windows,
+        diversities=(0.01, 0.05, 0.1, 0.2),
+        frozen_weights=frozen_weights,
+        seeds=3,
+        cross_fitting={"train_size": 2500, "epochs": 5},
+    )

@@ -1,0 +1,1 @@
+"""What notebooks show: figures, tables and the sentences on them."""

@@ -1,0 +1,138 @@
+"""What only notebooks need: their parameters, sources shown in cells, figures and tables shown and kept."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+import pandas as pd
+from IPython import get_ipython
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+
+from eeutils.data.specs import TASKS, TaskSpec, spec_of
+from eeutils.errors import InputError
+from eeutils.exiting import claims
+from eeutils.exiting.tradeoff import Metric, score_at
+from eeutils.files import atomic_write
+from eeutils.models.backbone import config_of
+from eeutils.papers.budgets import Budget, budget_of
+from eeutils.reporting import plots
+from eeutils.reporting.plots.tradeoffs import SPEEDUP_NAMES
+from eeutils.training.runs import metric_of
+from eeutils.training.settings import Setting, check_parameters
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """What a notebook is run with, and where what it shows is kept.
+
+    Attributes:
+        profile: how much is run.
+        setting: task, backbone, seed and so on.
+        spec: what the task is; `name` is its headline metric's name and `metric` computes it.
+        folder: where figures and tables are kept; None keeps nothing.
+    """
+
+    profile: str
+    setting: Setting
+    spec: TaskSpec
+    folder: Path | None
+
+    @cached_property
+    def depth(self) -> int:
+        """L, layers of the encoder."""
+        return config_of(self.setting.backbone).num_hidden_layers
+
+    @property
+    def budget(self) -> Budget:
+        """What the profile can afford of each method."""
+        return budget_of(self.profile, self.depth)
+
+    @property
+    def metric(self) -> Metric:
+        """(predictions, labels) -> score."""
+        return metric_of(self.setting.task)
+
+    @property
+    def name(self) -> str:
+        """The headline metric, such as accuracy."""
+        return self.spec.metrics[0]
+
+    def show(self, figure: Figure, alt: str, name: str = "") -> None:
+        """Display a figure with its alternative text, which tells what is to be seen; with a name, keep it."""
+        plots.show(figure, alt, self.folder / "figures" / f"{name}.png" if self.folder and name else None)
+
+    def keep(self, frame: pd.DataFrame, name: str) -> None:
+        """Keep a tidy table as `results/NAME.csv`."""
+        if self.folder:
+            with atomic_write(self.folder / "results" / f"{name}.csv") as partial:
+                frame.to_csv(partial, index=False, float_format="%.6g")
+
+    def keep_curves(self, curves: Mapping[str, pd.DataFrame], name: str) -> None:
+        """Keep trade-off curves in one table: rule, threshold, score, cost and both speed-ups."""
+        points = pd.concat([curve.assign(rule=rule) for rule, curve in curves.items()])
+        self.keep(points[["rule", "threshold", "score", "layers", "layer_speedup", "flops_speedup"]], name)
+
+    def judge(self, verdicts: Sequence[claims.Verdict], name: str) -> pd.DataFrame:
+        """The claims table of a notebook, which is kept too."""
+        pd.set_option("display.max_colwidth", None)
+        ledger = claims.table(verdicts)
+        self.keep(ledger, name)
+        return ledger[["claim", "source", "paper", "our test", "bar", "ours", "verdict", "note"]]
+
+
+def open_notebook(
+    namespace: dict[str, Any], *, needs_classes: bool = True, needs_encoder: bool = True, **changes: Any
+) -> Notebook:
+    """Check a notebook's parameters and set the theme of its figures: call it with `globals()` right after them.
+
+    Whatever is not an import stands in the namespace by then because the parameters cell or papermill put it there.
+    Only the first call in a notebook looks for unknown names: later the notebook's own variables are there, too.
+
+    Args:
+        namespace: the notebook's globals.
+        needs_classes: whether its method reads class probabilities.
+        needs_encoder: whether it runs anything; one that only reads tables does not say with what.
+        changes: fields of the setting that this notebook fixes.
+
+    Raises:
+        InputError: an unknown parameter, an unknown value of one, or a regression where classes are needed; the
+            sentence lists the valid ones.
+    """
+    hidden = getattr(get_ipython(), "user_ns_hidden", ())
+    imported = (ModuleType, FunctionType, BuiltinFunctionType, type)
+    if not namespace.get("_parameters_checked"):
+        check_parameters(
+            name
+            for name, value in namespace.items()
+            if not name.startswith("_") and name not in hidden and not isinstance(value, imported)
+        )
+        namespace["_parameters_checked"] = True
+    profile, task, backbone, seed = (namespace[name] for name in ("profile", "task", "backbone", "seed"))
+    setting, spec = Setting.from_profile(profile, task, backbone, seed, **changes), spec_of(task)
+    if needs_classes and spec.kind != "classification":
+        valid = ", ".join(name for name, other in TASKS.items() if other.kind == "classification")
+        raise InputError(f"this notebook needs classes and task {task!r} is a regression; choose one of: {valid}")
+    plots.use_theme()
+    here = Notebook(profile, setting, spec, Path(namespace["save_to"]) if namespace["save_to"] else None)
+    if needs_encoder:
+        display(Markdown(f"{spec.title}, {backbone} ({here.depth} layers), profile {profile}, seed {seed}"))
+    return here
+
+
+def show_source(*objects: Any) -> None:
+    """Show the source of functions or classes as they stand in the package: what is read is what runs."""
+    for thing in objects:
+        display(Markdown(f"```python\n{inspect.getsource(thing).rstrip()}\n```"))
+
+
+def speedup_table(curves: Mapping[str, pd.DataFrame], speedups: Sequence[float], axis: str = "flops") -> pd.DataFrame:
+    """What curves score at some speed-ups: one row per curve, NaN where it does not reach one."""
+    columns = {f"{speedup:g}x": [score_at(curve, speedup, axis) for curve in curves.values()] for speedup in speedups}
+    return pd.DataFrame(columns, index=pd.Index(curves, name=SPEEDUP_NAMES[axis]))

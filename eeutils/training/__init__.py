@@ -1,0 +1,1 @@
+"""One loop for every method, and one folder for every run."""
