@@ -35,7 +35,8 @@ LONG = {"06_hashee"}
 
 try:
     BATCH = validate(config)
-    if workflow.is_main_process and not workflow.dryrun:
+    # `workflow.dryrun` is not known yet while this file is read.
+    if workflow.is_main_process and not {"-n", "--dry-run"} & set(sys.argv):
         LOCK = hold(Path("reproduced/.lock"))
 except InputError as error:
     sys.exit(f"error: {error}")

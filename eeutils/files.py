@@ -22,11 +22,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def explain_full_disk(path: Path | str) -> Iterator[None]:
-    """Turn "no space left" into a sentence that says what was being written and what to do.
-
-    Raises:
-        OSError: with errno ENOSPC, when the disk is full.
-    """
+    """Turn "no space left" into an OSError (errno ENOSPC) that says what was being written and what to do."""
     try:
         yield
     except Exception as error:
@@ -42,8 +38,8 @@ def explain_full_disk(path: Path | str) -> Iterator[None]:
 def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes `path`'s place in one step, on failure it is removed.
 
-    Works for a file and for a directory (the caller creates it). A reader never meets half a result, also when the
-    process is killed or the disk is full: then only a `.partial-*` name is left, which nothing reads.
+    Works for a file and for a directory (the caller creates it). A reader never meets half a result: where the process
+    is killed, only a `.partial-*` name is left, which nothing reads.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,14 +47,12 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     try:
         with explain_full_disk(path):
             yield partial
+        old = partial.with_name(f"{partial.name}-old")
         if partial.is_dir() and path.exists():
             # A directory cannot be replaced in one step: move the old one aside, so that a crash leaves one of the two.
-            old = path.parent / f".partial-old-{path.name}-{uuid.uuid4().hex[:8]}"
             os.replace(path, old)
-            os.replace(partial, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, path)
+        os.replace(partial, path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)

@@ -9,11 +9,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from eeutils.models.backbone import Backbone
 from eeutils.data.samples import Samples, encode
-from eeutils.models.exits import MultiExitModel, MultiStageModel, own_pooler_exits
 from eeutils.data.specs import TASKS
 from eeutils.data.tasks import Task
+from eeutils.models.backbone import Backbone
+from eeutils.models.exits import MultiExitModel, own_pooler_exits
+from eeutils.models.stages import MultiStageModel
 
 WORDS = [
     "good",
@@ -126,14 +127,14 @@ def tiny_samples(
 def flops_counted(model: MultiStageModel, tokens: int) -> list[float]:
     """What torch counts until each stage has answered, for one sentence of that many tokens."""
     ids = torch.full((1, tokens), 5)
-    found = []
+    counted = []
     for stages in range(1, model.stages + 1):
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             state = model.begin(ids, torch.ones_like(ids))
             for stage in range(stages):
                 state, _ = model.step(stage, state)
-        found.append(float(counter.get_total_flops()))
-    return found
+        counted.append(float(counter.get_total_flops()))
+    return counted
 
 
 def of_length(*tokens: int) -> Samples:

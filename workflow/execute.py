@@ -131,9 +131,7 @@ def run_notebook(
         except PapermillExecutionError as error:
             problem = f"failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}"
         except DeadKernelError:
-            problem = (
-                "was killed, most often because the memory was used up; try fewer jobs at a time or a smaller profile"
-            )
+            problem = "was killed, most often because the memory was used up; try fewer jobs or a smaller profile."
         with atomic_write(failed if problem else output) as partial:
             shutil.copyfile(executed, partial)
     if problem:
@@ -285,7 +283,7 @@ def _make_ready_to_commit(notebook: Path) -> str:
     if size > limit:
         return (
             f"would be {size / 1000:.0f} kB with its outputs, and at most {limit / 1000:.0f} kB are committed: draw "
-            "fewer or smaller figures"
+            "fewer or smaller figures."
         )
     notebook.write_text(text, encoding="utf-8")
     return ""
@@ -293,7 +291,7 @@ def _make_ready_to_commit(notebook: Path) -> str:
 
 def _words(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
-        return tuple(word for word in re.split(r"[\s,]+", value) if word)
+        return tuple(re.findall(r"[^\s,]+", value))
     return tuple(map(str, value)) if isinstance(value, Iterable) else (str(value),)
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,10 @@ from eeutils.errors import InputError
 
 
 def score(spec: TaskSpec, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """All metrics of a task, headline first, as GLUE computes them.
+    """All metrics of a task, headline first, as GLUE computes them, of (N,) classes or numbers.
 
     F1 is that of class 1. A correlation with a constant is undefined and counts as 0, so that a collapsed model scores
     like one that knows nothing.
-
-    Args:
-        spec: the task.
-        predictions: (N,) classes, or numbers for regression.
-        labels: (N,) likewise.
 
     Raises:
         InputError: shapes that differ, nothing to score, or a prediction that is no number or no class.
@@ -51,13 +47,10 @@ def _check_answers(spec: TaskSpec, predictions: np.ndarray, labels: np.ndarray) 
         raise InputError(f"predictions for {spec.name} must be classes from 0 to {len(spec.class_names) - 1}")
 
 
-def _correlation(measure: Callable[[np.ndarray, np.ndarray], Any]) -> Callable[[np.ndarray, np.ndarray], float]:
-    def correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-            return float(np.nan_to_num(measure(predictions, labels).statistic))
-
-    return correlation
+def _correlation(measure: Callable[..., Any], predictions: np.ndarray, labels: np.ndarray) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        return float(np.nan_to_num(measure(predictions, labels).statistic))
 
 
 def _matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -70,6 +63,6 @@ _METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": lambda predictions, labels: np.mean(predictions == labels),
     "f1": lambda predictions, labels: f1_score(labels, predictions, zero_division=0),
     "matthews": _matthews,
-    "pearson": _correlation(stats.pearsonr),
-    "spearman": _correlation(stats.spearmanr),
+    "pearson": partial(_correlation, stats.pearsonr),
+    "spearman": partial(_correlation, stats.spearmanr),
 }

@@ -15,37 +15,23 @@ from eeutils.errors import InputError
 
 
 def read_offline(domain: str) -> pd.DataFrame:
-    """One domain of the pinned archive: columns id, text_a, text_b, label (valence) and group.
-
-    Sentences of one review share a group, so that no review is divided over splits.
-
-    Raises:
-        SourceError: the archive could not be downloaded.
-    """
+    """One domain of the pinned archive: columns id, text_a, text_b, label (valence) and group, that of its review."""
     path = fetch("vader") / f"{domain}.tsv"
     table = _read_tsv(path, _VADER)
     frame = _parse(TASKS[f"{domain}-valence"], _VADER, table, str(path))
-    # "309_7" is sentence 7 of review 309; elsewhere every sentence stands alone.
+    # "309_7" is sentence 7 of review 309, and no review is divided over splits; elsewhere every sentence stands alone.
     frame["group"] = table["id"].str.split("_").str[0]
     return frame
 
 
-def read_files(spec: TaskSpec, glue_dir: Path | str | None) -> tuple[pd.DataFrame, pd.DataFrame, int]:
+def read_files(spec: TaskSpec) -> tuple[pd.DataFrame, pd.DataFrame, int]:
     """The two labelled files of a GLUE task or of a folder of one's own: train, test, and how many rows they hold.
 
-    The frames have fewer rows than that where malformed ones were skipped.
-
-    Args:
-        spec: what to read.
-        glue_dir: folder with GLUE in its original layout; by default `$GLUE_DIR`, and without it the hub.
-
-    Raises:
-        InputError: a folder, file or column that is missing; a malformed row, empty text or bad label (file and line
-            are named); a hub out of reach.
+    The frames have fewer rows than that where malformed ones were skipped. Errors are those of `load_task`.
     """
     own = spec.source == "folder"
     layout = _own_layout(spec) if own else _LAYOUTS[spec.name]
-    root = "." if own else glue_dir or os.environ.get("GLUE_DIR")
+    root = "." if own else os.environ.get("GLUE_DIR")
     if root and not Path(root).is_dir():
         raise InputError(
             f"the GLUE folder {root} does not exist; set GLUE_DIR to the one that holds {layout.folder}/train.tsv"
@@ -63,32 +49,24 @@ def read_files(spec: TaskSpec, glue_dir: Path | str | None) -> tuple[pd.DataFram
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a task lies in its files and, where that differs, on the hub.
+    """How a task lies in its files and, where that differs, on the hub."""
 
-    Attributes:
-        folder: it holds `train.tsv` and `test_file`; of GLUE, whose folder it stands in, that is the public dev split.
-        texts, label: names of the columns.
-        header: names of all columns, for files without a header line.
-        named: the files hold the names of the classes, not their numbers.
-        forgiving: skip malformed rows, for a file that was published with some.
-        hub: name of the configuration; `hub_texts` its text columns, `hub_test` its dev split.
-        about_files, about_labels: what to know where a file, or a column or label in it, is not as expected.
-    """
-
-    folder: str
-    texts: tuple[str, ...]
+    folder: str  # it holds `train.tsv` and `test_file`
+    texts: tuple[str, ...]  # names of the columns
     label: str
-    hub: str = ""
-    header: tuple[str, ...] = ()
-    named: bool = False
-    forgiving: bool = False
+    hub: str = ""  # the configuration's name
+    header: tuple[str, ...] = ()  # names of all columns, for files without a header line
+    named: bool = False  # the files hold the names of the classes, not their numbers
+    forgiving: bool = False  # skip malformed rows, for a file that was published with some
     test_file: str = "dev.tsv"
     hub_texts: tuple[str, ...] = ()
     hub_test: str = "validation"
+    # What to know where a file, or a column or label in it, is not as expected.
     about_files: str = "a GLUE folder holds CoLA, MRPC, ..., each with its own tsv files as they were published"
     about_labels: str = "use the published train and dev files; GLUE's test files carry no labels"
 
 
+_HUB = "nyu-mll/glue"
 _PAIR = ("sentence1", "sentence2")
 _MNLI = _Layout("MNLI", _PAIR, "gold_label", "mnli", named=True, hub_texts=("premise", "hypothesis"))
 _LAYOUTS = {
@@ -104,11 +82,8 @@ _LAYOUTS = {
     "wnli": _Layout("WNLI", _PAIR, "label", "wnli"),
 }
 
-
 _DAMAGED = "delete the file and run again: it is taken out of the offline archive once more"
-_VADER = _Layout(
-    "", ("text",), "valence", header=("id", "valence", "text"), about_files=_DAMAGED, about_labels=_DAMAGED
-)
+_VADER = _Layout("", ("text",), "valence", "", ("id", "valence", "text"), about_files=_DAMAGED, about_labels=_DAMAGED)
 
 
 def _own_layout(spec: TaskSpec) -> _Layout:
@@ -123,9 +98,6 @@ def _own_layout(spec: TaskSpec) -> _Layout:
         "header, then one line a sample, and a tab between columns",
         about_labels="task.toml says which columns hold texts and label, and which classes there are (none: numbers)",
     )
-
-
-_HUB = "nyu-mll/glue"
 
 
 def _read_hub(layout: _Layout, split: str) -> pd.DataFrame:
@@ -155,11 +127,10 @@ def _read_tsv(path: Path, layout: _Layout) -> pd.DataFrame:
         raise InputError(f"{path} is not UTF-8 text ({error}); {layout.about_files}") from error
     header = list(layout.header) or lines.pop(0).rstrip("\r").split("\t")
     columns = list(layout.header) or [*layout.texts, layout.label]
-    absent = [column for column in columns if column not in header]
-    if absent:
-        raise InputError(
-            f"{path} has no column {absent[0]!r}; its columns are {', '.join(header)}; {layout.about_labels}"
-        )
+    names = ", ".join(header)
+    for column in columns:
+        if column not in header:
+            raise InputError(f"{path} has no column {column!r}; its columns are {names}; {layout.about_labels}")
     places = [header.index(column) for column in columns]
     first = 1 if layout.header else 2
     rows = []
@@ -167,13 +138,11 @@ def _read_tsv(path: Path, layout: _Layout) -> pd.DataFrame:
         cells = line.rstrip("\r").split("\t")
         if len(cells) != len(header):
             if not layout.forgiving:
-                raise InputError(
-                    f"{path}, line {number}: found {len(cells)} columns, expected {len(header)} ({', '.join(header)}); "
-                    f"{layout.about_files}"
-                )
+                problem = f"found {len(cells)} columns, expected {len(header)} ({names})"
+                raise InputError(f"{path}, line {number}: {problem}; {layout.about_files}")
             cells = [""] * len(header)
         rows.append([cells[place] for place in places])
-    return pd.DataFrame(rows, columns=columns, index=range(first, first + len(rows)), dtype=str)
+    return pd.DataFrame(rows, range(first, first + len(rows)), columns, dtype=str)
 
 
 def _parse(spec: TaskSpec, layout: _Layout, table: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -194,11 +163,9 @@ def _parse(spec: TaskSpec, layout: _Layout, table: pd.DataFrame, where: str) -> 
     else:
         values = pd.to_numeric(labels, errors="coerce").astype("float32")
         expected = "a finite number"
-    unlike = ~np.isfinite(values)
-    if unlike.any():
+    if (unlike := ~np.isfinite(values)).any():
         line = unlike.idxmax()
-        raise InputError(
-            f"{where}, line {line}: the label is {labels[line]!r}, expected {expected}; {layout.about_labels}"
-        )
+        problem = f"the label is {labels[line]!r}, expected {expected}"
+        raise InputError(f"{where}, line {line}: {problem}; {layout.about_labels}")
     frame["label"] = values.astype("int64" if spec.kind == "classification" else "float32")
     return frame

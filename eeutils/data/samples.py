@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from jaxtyping import Int
 from torch import Tensor
@@ -34,12 +35,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        *parts, notes, others = self
-        return Batch(
-            *(None if part is None else part.to(device) for part in parts),
-            {name: values.to(device) for name, values in notes.items()},
-            tuple(other.to(device) for other in others),
-        )
+        return Batch(*(send_to_device(part, device) for part in self))
 
     @property
     def inputs(self) -> tuple[Tensor | None, ...]:
@@ -50,11 +46,9 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Samples:
-    """Tokenised samples.
+    """Tokenised samples: token ids of each, and token types for pairs.
 
     Attributes:
-        tokens: token ids of each sample.
-        types: token types of each sample, for pairs.
         labels: (N,), or None where nobody knows them.
         ids: (N,) stable sample numbers; whatever is joined to samples is joined by them.
         padding: the id that fills up a batch.
@@ -92,18 +86,13 @@ class Samples:
         )
 
     def with_notes(self, **notes: tuple[Tensor, Tensor]) -> Samples:
-        """The same samples with notes, each given as (ids, values) and joined by id, never by position.
-
-        Raises:
-            InputError: a sample that has no note, or ids that stand there twice.
-        """
+        """The same samples with notes, each given as (ids, values), one for every sample, and joined by id."""
         joined = dict(self.notes)
         for name, (ids, values) in notes.items():
             places = {number: place for place, number in enumerate(ids.tolist())}
             if len(places) != len(ids):
                 raise InputError(f"note {name!r} has {len(ids)} values for {len(places)} ids; give each id one value")
-            missing = [number for number in self.ids.tolist() if number not in places]
-            if missing:
+            if missing := [number for number in self.ids.tolist() if number not in places]:
                 raise InputError(
                     f"note {name!r} lacks {len(missing)} of {len(self)} samples, such as id {missing[0]}; make it from "
                     "the same task and split"
@@ -112,11 +101,7 @@ class Samples:
         return replace(self, notes=joined)
 
     def batch(self, rows: Sequence[int], pad_to: int | None = None) -> Batch:
-        """The given samples as one padded batch; `pad_to` pads further, as the reference codes do to 128.
-
-        Raises:
-            InputError: no row is given.
-        """
+        """The given samples, at least one, in a padded batch; `pad_to` pads further, as reference codes do to 128."""
         if len(rows) == 0:
             raise InputError("a batch needs at least one sample, and there is none")
         taken = replace(self, others=()).take(rows)
@@ -125,15 +110,10 @@ class Samples:
         def padded(lists: Sequence[Sequence[int]], value: int) -> Tensor:
             return torch.tensor([[*one, *[value] * (width - len(one))] for one in lists])
 
-        return Batch(
-            padded(taken.tokens, self.padding),
-            padded([[1] * len(tokens) for tokens in taken.tokens], 0),
-            None if taken.types is None else padded(taken.types, 0),
-            taken.labels,
-            taken.ids,
-            taken.notes,
-            tuple(other.batch(rows, pad_to) for other in self.others),
-        )
+        ids, mask = padded(taken.tokens, self.padding), padded([[1] * len(tokens) for tokens in taken.tokens], 0)
+        types = None if taken.types is None else padded(taken.types, 0)
+        others = tuple(other.batch(rows, pad_to) for other in self.others)
+        return Batch(ids, mask, types, taken.labels, taken.ids, taken.notes, others)
 
 
 Tokenizers = PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase]
@@ -164,9 +144,8 @@ def encode(
             raise InputError(f"the sentence at place {place} is empty; remove it or give it a text")
     pairs = None if text_b is None or all(map(is_empty, text_b)) else list(text_b)
     if pairs is not None and len(pairs) != len(text_a):
-        raise InputError(
-            f"pairs need as many second texts as first ones; got {len(text_a)} first and {len(pairs)} second texts"
-        )
+        counts = f"{len(text_a)} first and {len(pairs)} second texts"
+        raise InputError(f"pairs need as many second texts as first ones; got {counts}")
     given = None if labels is None else torch.as_tensor(labels)
     numbers = torch.arange(len(text_a)) if ids is None else torch.as_tensor(ids)
 
@@ -176,13 +155,8 @@ def encode(
             raise InputError(f"max_length {max_length} does not fit this tokenizer's model: choose 3 to {limit}")
         encoded = one(list(text_a), pairs, truncation=True, max_length=max_length, padding=False)
         types = encoded.get("token_type_ids") if pairs is not None else None
-        return Samples(
-            tuple(map(tuple, encoded["input_ids"])),
-            None if types is None else tuple(map(tuple, types)),
-            given,
-            numbers,
-            one.pad_token_id,
-        )
+        types = None if types is None else tuple(map(tuple, types))
+        return Samples(tuple(map(tuple, encoded["input_ids"])), types, given, numbers, one.pad_token_id)
 
     first, *further = [tokenizer] if isinstance(tokenizer, PreTrainedTokenizerBase) else tokenizer
     return replace(encoded_by(first), others=tuple(map(encoded_by, further)))
@@ -206,12 +180,7 @@ class LengthBuckets(Sampler[list[int]]):
     """
 
     def __init__(
-        self,
-        lengths: Int[Tensor, " samples"],
-        batch_size: int,
-        seed: int,
-        pool: int = 50,
-        share: tuple[int, int] = (0, 1),
+        self, lengths: Int[Tensor, " N"], batch_size: int, seed: int, pool: int = 50, share: tuple[int, int] = (0, 1)
     ) -> None:
         self.lengths, self.batch_size, self.seed, self.pool, self.share = lengths, batch_size, seed, pool, share
         self.epoch = self.first = 0
@@ -225,8 +194,7 @@ class LengthBuckets(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        shuffled = torch.randperm(len(self.lengths), generator=generator)
-        pools = shuffled.split(self.pool * self.batch_size)
+        pools = torch.randperm(len(self.lengths), generator=generator).split(self.pool * self.batch_size)
         by_length = torch.cat([rows[self.lengths[rows].argsort(stable=True)] for rows in pools])
         cut = by_length.split(self.batch_size)
         number, processes = self.share

@@ -33,8 +33,7 @@ from unearth.fetchers import PyPIClient
 from eeutils.errors import unknown
 from eeutils.files import atomic_write, cache_dir, repository_root, sha256
 
-ATTEMPTS = 3
-"""How often a download that breaks off is resumed before giving up."""
+ATTEMPTS = 3  # so often a download that breaks off is tried
 
 
 class SourceError(RuntimeError):
@@ -43,12 +42,9 @@ class SourceError(RuntimeError):
 
 @dataclass(frozen=True)
 class Member:
-    """One file to take out of an archive.
+    """One file to take out of an archive: its name in the cache, where it lies there, and the sha256 of its content.
 
-    Attributes:
-        name: the file's name in the cache.
-        path: where it lies in the archive; `outer.tar.gz!inner.txt` leads into an archive inside.
-        sha256: of its content.
+    A path such as `outer.tar.gz!inner.txt` leads into an archive inside.
     """
 
     name: str
@@ -80,15 +76,11 @@ def sources() -> dict[str, Source]:
     }
 
 
-def fetch(name: str, progress: bool = True) -> Path:
+def fetch(name: str) -> Path:
     """The folder that holds a source's files; they are downloaded when they are not in the cache, whole and unchanged.
 
     A download that was broken off goes on where it stopped. Several processes may ask at once: one downloads, the
     others wait. A folder in pip's setting find-links (`$PIP_FIND_LINKS`) that holds the archive needs no network.
-
-    Args:
-        name: a name from `data/sources.toml`.
-        progress: show a bar when the download takes longer than two seconds.
 
     Raises:
         InputError: an unknown name.
@@ -108,7 +100,7 @@ def fetch(name: str, progress: bool = True) -> Path:
         if _is_complete(folder, source):
             return folder
         try:
-            _download(source, part, progress)
+            _download(source, part)
             _unpack(source, part, folder)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -127,7 +119,7 @@ def _is_complete(folder: Path, source: Source) -> bool:
     return all(path.is_file() and sha256(path) == expected for path, expected in files)
 
 
-def _download(source: Source, part: Path, progress: bool) -> None:
+def _download(source: Source, part: Path) -> None:
     """Write the archive to `part`, from the first of pip's locations that has it: folders, then indexes."""
     settings = _pip_settings()
     find_links = map(os.path.expanduser, settings.get("find-links", "").split())
@@ -147,7 +139,7 @@ def _download(source: Source, part: Path, progress: bool) -> None:
                 if link is None:
                     problems.append(f"{place} does not have it")
                     continue
-                _stream(client, link.url_without_fragment, part, source.name, progress)
+                _stream(client, link.url_without_fragment, part, source.name)
             except (httpx2.HTTPError, ValueError) as error:  # ValueError: a location that is no address
                 problems.append(f"{place} failed ({error})")
                 continue
@@ -166,7 +158,7 @@ def _download(source: Source, part: Path, progress: bool) -> None:
     )
 
 
-def _stream(client: PyPIClient, url: str, part: Path, name: str, progress: bool) -> None:
+def _stream(client: PyPIClient, url: str, part: Path, name: str) -> None:
     """Write `url` to `part`, going on where `part` ends if the server can."""
     for attempt in range(1, ATTEMPTS + 1):
         start = part.stat().st_size if part.exists() else 0
@@ -178,16 +170,9 @@ def _stream(client: PyPIClient, url: str, part: Path, name: str, progress: bool)
                     return
                 response.raise_for_status()
                 resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
-                left = response.headers.get("Content-Length")
-                bar = tqdm(
-                    desc=f"Downloading {name}",
-                    total=int(left) + start * resumed if left else None,
-                    initial=start * resumed,
-                    unit="B",
-                    unit_scale=True,
-                    delay=2,
-                    disable=not progress,
-                )
+                kept, left = start * resumed, response.headers.get("Content-Length")
+                total = kept + int(left) if left else None
+                bar = tqdm(desc=f"Downloading {name}", total=total, initial=kept, unit="B", unit_scale=True, delay=2)
                 with part.open("ab" if resumed else "wb") as file, bar:
                     for chunk in response.iter_bytes(1 << 20):
                         file.write(chunk)
@@ -256,11 +241,8 @@ def _client(settings: dict[str, str], index_urls: list[str]) -> PyPIClient:
     certificate = settings.get("cert")
     if certificate and not Path(certificate).is_file():
         raise SourceError(f"pip's setting cert names {certificate}, which is no file; correct it (pip config list)")
-    client = PyPIClient(
-        verify=ssl.create_default_context(cafile=certificate) if certificate else True,
-        trusted_hosts=settings.get("trusted-host", "").split(),
-        follow_redirects=True,
-        timeout=30,
-    )
+    verify = ssl.create_default_context(cafile=certificate) if certificate else True
+    trusted = settings.get("trusted-host", "").split()
+    client = PyPIClient(verify=verify, trusted_hosts=trusted, follow_redirects=True, timeout=30)
     client.auth = MultiDomainBasicAuth(prompting=False, index_urls=index_urls)
     return client

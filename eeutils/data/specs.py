@@ -13,25 +13,15 @@ NUMBER_METRICS = ("pearson", "spearman")
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a task is, without its data.
-
-    Attributes:
-        name: as `load_task` takes it.
-        title: for plots and tables.
-        class_names: the meaning of labels 0, 1, ...; empty for regression.
-        text_columns: `text_a`, and `text_b` for pairs.
-        metrics: names of the metrics; the first is the headline.
-        source: offline, glue, or a folder of the user's own.
-        note: what the texts and labels are.
-    """
+    """What a task is, without its data."""
 
     name: str
-    title: str
-    class_names: tuple[str, ...]
-    text_columns: tuple[str, ...]
-    metrics: tuple[str, ...]
+    title: str  # for plots and tables
+    class_names: tuple[str, ...]  # the meaning of labels 0, 1, ...; empty for regression
+    text_columns: tuple[str, ...]  # `text_a`, and `text_b` for pairs
+    metrics: tuple[str, ...]  # the headline first
     source: Literal["offline", "glue", "folder"]
-    note: str
+    note: str  # what the texts and labels are
 
     @property
     def kind(self) -> Literal["classification", "regression"]:
@@ -46,13 +36,13 @@ def spec_of(name: str) -> TaskSpec:
     files; empty for regression) and metrics (the first is the headline). 10% of train becomes dev.
 
     Raises:
-        InputError: neither a task nor such a folder; a field of `task.toml` that is missing or unknown.
+        InputError: neither a task nor such a folder; a `task.toml` that is not TOML, or a field of it that is missing,
+            unknown or of the wrong kind.
     """
     if name in TASKS:
         return TASKS[name]
     if not (Path(name) / _CARD).is_file():
-        error = unknown("task", name, TASKS)
-        raise InputError(f"{error}; or give a folder that holds {_CARD}, train.tsv and test.tsv")
+        raise InputError(f"{unknown('task', name, TASKS)}; or give a folder that holds {_CARD}, train.tsv and test.tsv")
     card = read_card(name)
     classes, metrics, texts = (tuple(card[field]) for field in ("classes", "metrics", "texts"))
     if len(classes) == 1 or not 1 <= len(texts) <= 2 or not metrics:
@@ -75,12 +65,15 @@ _CARD = "task.toml"
 _CARD_FIELDS = {"title": str, "texts": list, "label": str, "classes": list, "metrics": list}
 
 
-def read_card(folder: str) -> dict[str, Any]:
-    """The fields of a folder's `task.toml`, checked.
+def number_task(task: str) -> str:
+    """The task whose answer is a number and whose texts are those of `task`, or the nearest that there is."""
+    if f"{task}-valence" in TASKS:
+        return f"{task}-valence"
+    return "stsb" if spec_of(task).source == "glue" else "movie-valence"
 
-    Raises:
-        InputError: not TOML, or a field that is missing, unknown or of the wrong kind.
-    """
+
+def read_card(folder: str) -> dict[str, Any]:
+    """The fields of a folder's `task.toml`, checked; errors are those of `spec_of`."""
     path = Path(folder) / _CARD
     try:
         card = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -120,9 +113,7 @@ TASKS: dict[str, TaskSpec] = {
         *_offline("editorial", "Editorials", "sentences of newspaper editorials"),
         *_offline("tweet", "Tweets", "tweets"),
         _glue("sst2", "SST-2", "negative positive", "accuracy", 1, "the sentiment of a phrase of a movie review"),
-        _glue(
-            "mrpc", "MRPC", "not_equivalent equivalent", "accuracy f1", 2, "is one sentence a paraphrase of the other"
-        ),
+        _glue("mrpc", "MRPC", "not_equivalent equivalent", "accuracy f1", 2, "do the two sentences say the same"),
         _glue("rte", "RTE", "entailment not_entailment", "accuracy", 2, "does the first text entail the second"),
         _glue("cola", "CoLA", "unacceptable acceptable", "matthews accuracy", 1, "is the sentence good English"),
         _glue("stsb", "STS-B", "", "pearson spearman", 2, "how alike two sentences are, from 0 to 5"),

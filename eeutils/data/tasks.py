@@ -1,9 +1,10 @@
 """Tasks: texts, labels and splits in one form, whatever they are loaded from.
 
-Offline tasks come from a pinned archive on the Python package index (`eeutils.data.sources`), GLUE tasks from a local
-folder in GLUE's original layout or from the hub, tasks of one's own from a folder. Every choice that is made while
-training (early stopping, a threshold) is made on `dev`; `test` is only for the final numbers. For GLUE, `test` is the
-public dev split and `dev` is 10% of the public train split, because the public test splits carry no labels.
+Offline tasks come from a pinned archive on the Python package index (`eeutils.data.sources`), GLUE tasks from a folder
+in GLUE's original layout (`CoLA/train.tsv`, ...) that `$GLUE_DIR` names, or without it from the hub, tasks of one's own
+from a folder. Every choice that is made while training (early stopping, a threshold) is made on `dev`; `test` is only
+for the final numbers. For GLUE, `test` is the public dev split and `dev` is 10% of the public train split, because the
+public test splits carry no labels.
 """
 
 import hashlib
@@ -11,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -22,11 +22,9 @@ from eeutils.data.specs import TaskSpec, spec_of
 from eeutils.data.texts import normal_form
 from eeutils.errors import InputError
 
+# A task from files has two of them: the ids of the second, its test split, are the row numbers plus this.
 TEST_IDS_FROM = 1_000_000
-"""A task from files has two of them: the ids of the second, its test split, are the row numbers plus this."""
-
-SMALLEST = 20
-"""The fewest samples that `train_size` and `test_size` may ask for."""
+SMALLEST = 20  # the fewest samples that `train_size` and `test_size` may ask for
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,6 @@ class Task:
     """A task with its data.
 
     Attributes:
-        spec: what the task is.
         train, dev, test: columns id (int64), text_a, text_b (text, "" where there is one text) and label (int64, or
             float32 for regression), in the order of the source file. `id` is the row number there (header not counted,
             from 0), unique over the three splits and the same in every split, size and seed.
@@ -50,14 +47,7 @@ class Task:
     dropped: dict[str, tuple[int, int]]
 
 
-def load_task(
-    name: str,
-    *,
-    train_size: int | None = None,
-    test_size: int | None = None,
-    split_seed: int = 0,
-    glue_dir: Path | str | None = None,
-) -> Task:
+def load_task(name: str, *, train_size: int | None = None, test_size: int | None = None, split_seed: int = 0) -> Task:
     """Load a task and split it: stratified, seeded, no text in two splits.
 
     `movie` has 1,600 test sentences, the other offline tasks 15% of theirs; of the rest, 10% are dev. A polarity task
@@ -71,8 +61,6 @@ def load_task(
             a larger one (same seed), and test does not change.
         test_size: how many samples test has, stratified; None, or more than there are, for all.
         split_seed: for the division into splits; the seed of a training run is another one.
-        glue_dir: folder with GLUE in its original layout (`CoLA/train.tsv`, ...); by default `$GLUE_DIR`, and without
-            it the hub. Only GLUE tasks look at it.
 
     Raises:
         InputError: an unknown task or a size out of range; a folder, file or column that is missing; a malformed row,
@@ -88,14 +76,10 @@ def load_task(
         raise InputError(f"split_seed is {split_seed}; give a whole number from 0 to 2**32 - 1")
     # NumPy promises that the stream of RandomState never changes, so a seed means the same splits in later versions.
     random = np.random.RandomState(split_seed)
-    if spec.source == "offline":
-        splits, dropped = _split_offline(spec, random)
-    else:
-        splits, dropped = _split_files(spec, glue_dir, random)
-
-    continuous = spec.kind == "regression"
-    orders = [_stratified_order(split["label"], continuous, random) for split in splits]
-    train, dev, test = (split.iloc[order] for split, order in zip(splits, orders, strict=True))
+    split_up = _split_offline if spec.source == "offline" else _split_files
+    splits, dropped = split_up(spec, random)
+    ordered = (split.iloc[_stratified_order(split["label"], spec.kind == "regression", random)] for split in splits)
+    train, dev, test = ordered
     if train_size is not None and train_size < len(train) + len(dev):
         dev_size = _dev_size(train_size)
         train, dev = train[: train_size - dev_size], dev[:dev_size]
@@ -116,7 +100,6 @@ def describe(task: Task) -> pd.DataFrame:
     What was left out of the source stands in the first row, a column for each reason: how many rows, of how many.
     """
     rows = []
-    left_out = {f"left out: {reason}": f"{count:,} of {of:,}" for reason, (count, of) in task.dropped.items()}
     for name in ("train", "dev", "test"):
         frame = getattr(task, name).to_pandas()
         labels = frame["label"]
@@ -125,9 +108,9 @@ def describe(task: Task) -> pd.DataFrame:
         else:
             values = {"mean": labels.mean(), "sd": labels.std()}
         words = (frame["text_a"] + " " + frame["text_b"]).str.split().str.len().mean()
-        rows.append({"split": name, "rows": len(frame), **values, "mean words": words, **left_out})
-        left_out = dict.fromkeys(left_out, "")
-    return pd.DataFrame(rows)
+        rows.append({"split": name, "rows": len(frame), **values, "mean words": words})
+    left_out = {f"left out: {reason}": [f"{count:,} of {of:,}", "", ""] for reason, (count, of) in task.dropped.items()}
+    return pd.DataFrame(rows).assign(**left_out)
 
 
 # train, dev and test; and what was dropped, as in `Task`.
@@ -149,22 +132,19 @@ def _split_offline(spec: TaskSpec, random: np.random.RandomState) -> _Splits:
     splits = (train, dev, test)
     if spec.kind == "classification":
         dropped["valence exactly zero"] = (len(frame) - polar, rows)
-        splits = tuple(split[split["label"] != 0].copy() for split in splits)
-        for split in splits:
-            split["label"] = (split["label"] > 0).astype("int64")
+        splits = tuple(split[split["label"] != 0] for split in splits)
+        splits = tuple(split.assign(label=(split["label"] > 0).astype("int64")) for split in splits)
     return splits, dropped
 
 
-def _split_files(spec: TaskSpec, glue_dir: Path | str | None, random: np.random.RandomState) -> _Splits:
-    pool, test, rows = read_files(spec, glue_dir)
+def _split_files(spec: TaskSpec, random: np.random.RandomState) -> _Splits:
+    pool, test, rows = read_files(spec)
     test["id"] += TEST_IDS_FROM
     pool["group"] = _text_keys(pool)  # the same text twice in train: both in train, or both in dev
     pool["weight"] = 1
     left = pool[~pool["group"].isin(_text_keys(test))]
     repeated = len(pool) - len(left)
-    told = (
-        f"{repeated:,} of the {len(pool):,} training rows of {spec.name} were left out: their texts stand in test, too"
-    )
+    told = f"{repeated:,} of the {len(pool):,} training rows of {spec.name} were left out: their texts stand in test"
     if repeated > len(pool) / 2:
         raise InputError(f"{told}. Less than half is left; give test other texts than train")
     train, dev = _split_off(left, _dev_size(len(left)), spec.kind == "regression", random)
@@ -203,20 +183,16 @@ def _split_off(
 
 
 def _stratified_order(labels: pd.Series, continuous: bool, random: np.random.RandomState) -> np.ndarray:
-    """An order in which every beginning holds each stratum in proportion: whatever is cut is nested and stratified."""
-    strata = _strata(labels, continuous)
+    """An order in which every beginning holds each stratum in proportion: whatever is cut is nested and stratified.
+
+    A stratum is a class; of continuous labels the tenth of the samples they fall into, and their sign.
+    """
+    tenth = (labels.rank(method="first") - 1) * 10 // len(labels)
+    strata = (tenth * 3 + np.sign(labels) if continuous else labels.round()).to_numpy()
     shuffled = random.permutation(len(strata))
     within = pd.Series(strata[shuffled]).groupby(strata[shuffled])
     share = (within.cumcount() + 0.5) / within.transform("size")
     return shuffled[np.argsort(share.to_numpy(), kind="stable")]
-
-
-def _strata(labels: pd.Series, continuous: bool) -> np.ndarray:
-    """The class; of continuous labels the tenth of the samples they fall into, and their sign."""
-    if not continuous:
-        return labels.round().to_numpy()
-    tenth = (labels.rank(method="first") - 1) * 10 // len(labels)
-    return (tenth * 3 + np.sign(labels)).to_numpy()
 
 
 def _to_dataset(spec: TaskSpec, frame: pd.DataFrame) -> datasets.Dataset:
@@ -229,8 +205,7 @@ def _to_dataset(spec: TaskSpec, frame: pd.DataFrame) -> datasets.Dataset:
 def _fingerprint(splits: Sequence[pd.DataFrame]) -> str:
     digest = hashlib.sha256()
     for split in splits:
-        columns = (split[name].to_list() for name in ("id", "text_a", "text_b", "label"))
-        for row in zip(*columns, strict=True):
+        for row in zip(*(split[name].to_list() for name in ("id", "text_a", "text_b", "label")), strict=True):
             digest.update(repr(row).encode())
         digest.update(b"end of split")
     return digest.hexdigest()

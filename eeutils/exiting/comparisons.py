@@ -186,7 +186,10 @@ def verdict(claim: str, compared: Sequence[Compared], note: str = "") -> Verdict
         InputError: an unknown claim.
     """
     own = [each for each in compared if each.comparison.claim == claim]
-    places = ", ".join(f"{each.comparison} at {each.speedup:.3g}x" for each in own)
+    speedups: dict[Comparison, list[str]] = {}
+    for each in own:
+        speedups.setdefault(each.comparison, []).append(f"{each.speedup:.3g}x")
+    places = ", ".join(f"{c.ours} at {' and '.join(at)} minus {c.rival}" for c, at in speedups.items())
     note = "; ".join(filter(None, [note, places or "the curves do not reach the speed-ups it is about"]))
     return judge(claim, [each.interval for each in own], note) if own else not_testable(claim, note)
 

@@ -240,18 +240,18 @@ def _at(tensor: Tensor, stages: Int[Tensor, " samples"]) -> Tensor:
     return tensor[stages, torch.arange(tensor.shape[1])]
 
 
-def _mean_cost(evidence: Evidence, stages: Int[Tensor, " samples"], axis: str) -> float:
-    return float(_at(evidence.cost[axis], stages).double().mean())
+def _mean_cost(evidence: Evidence, stages: Int[Tensor, " samples"], axis: str) -> Float[Tensor, ""]:
+    return _at(evidence.cost[axis], stages).double().mean()
 
 
 def _speedup(evidence: Evidence, stages: Int[Tensor, " samples"], axis: str) -> float:
-    return float(evidence.reference[axis].double().mean()) / _mean_cost(evidence, stages, axis)
+    return float(float(evidence.reference[axis].double().mean()) / _mean_cost(evidence, stages, axis))
 
 
 def _point(evidence: Evidence, stages: Tensor, predictions: Tensor, metric: Metric) -> dict[str, float]:
     point = {"score": float(metric(predictions.numpy(), evidence.labels.numpy()))}
     for axis, column in SPEEDUPS.items():
-        point |= {axis: _mean_cost(evidence, stages, axis), column: _speedup(evidence, stages, axis)}
+        point |= {axis: float(_mean_cost(evidence, stages, axis)), column: _speedup(evidence, stages, axis)}
     shares = torch.bincount(stages, minlength=evidence.stages) / evidence.samples
     return point | {f"leave_{stage + 1}": float(share) for stage, share in enumerate(shares)}
 

@@ -92,8 +92,8 @@ class Backbone(nn.Module):
             raise unknown("encoder family", model.config.model_type, FAMILIES)
         self.model = model
         self.family = FAMILIES[model.config.model_type]
-        self.depth: int = model.config.num_hidden_layers
-        """L, the number of layers."""
+        self.layers: list[nn.Module] = self.family.layers(model)
+        """The layers in the order in which they run; the model holds them, too."""
         self.width: int = model.config.hidden_size
         """D, the width of a token's hidden state."""
         self._inner, self._narrow = self.family.inner(model.config), self.family.narrow(model.config)
@@ -103,9 +103,9 @@ class Backbone(nn.Module):
         return self.model.config
 
     @property
-    def layers(self) -> list[nn.Module]:
-        """The layers in the order in which they run."""
-        return self.family.layers(self.model)[: self.depth]
+    def depth(self) -> int:
+        """L, the number of layers."""
+        return len(self.layers)
 
     @property
     def pretrained_pooler(self) -> nn.Linear | None:
@@ -136,33 +136,30 @@ class Backbone(nn.Module):
         if active is None or torch.equal(active, hidden.attention_mask):
             states = self.family.run(self.layers[layer], hidden.states, hidden.shared)
             return replace(hidden, states=states, spent=hidden.spent.plus(hidden.whole_layer))
-        rows, columns = active.nonzero(as_tuple=True)
-        if len(rows) == 0:
+        places = active.nonzero(as_tuple=True)
+        if len(places[0]) == 0:
             return hidden
-        parts, states, mask = self.family.parts(self.layers[layer]), hidden.states, hidden.attention_mask
-        packed, keys, values = parts.project(hidden, rows, columns)
+        parts, mask, packed = self.family.parts(self.layers[layer]), hidden.attention_mask, hidden.states[places]
+        projected, keys, values = parts.project(hidden, packed, places)
         # Attention alone needs the tokens by sample again: each sample's active ones stand in front.
-        places = (active.cumsum(dim=1) - 1)[rows, columns]
-        queries = packed.new_zeros(len(active), int(places.max()) + 1, *packed.shape[1:])
-        queries = queries.index_put((rows, places), packed)
+        in_front = places[0], (active.cumsum(dim=1) - 1)[places]
+        queries = projected.new_zeros(len(active), int(in_front[1].max()) + 1, *projected.shape[1:])
         gathered = nn.functional.scaled_dot_product_attention(
-            queries.transpose(1, 2),
+            queries.index_put(in_front, projected).transpose(1, 2),
             keys,
             values,
             attn_mask=None if bool(mask.all()) else mask[:, None, None, :],
-            dropout_p=parts.dropout if self.training else 0.0,
+            dropout_p=parts.dropout,
         )
-        gathered = gathered.transpose(1, 2)[rows, places].flatten(1)
-        after = parts.finish(gathered, states[rows, columns])
-        states = states.index_put((rows, columns), after.to(states.dtype))
+        after = parts.finish(gathered.transpose(1, 2)[in_front].flatten(1), packed)
+        states = hidden.states.index_put(places, after.to(hidden.states.dtype))
         return replace(hidden, states=states, spent=self.spent_after(hidden, active))
 
     def spent_after(self, hidden: Hidden, active: Bool[Tensor, "batch tokens"]) -> Spent:
-        """What each sample has spent once a layer has run on its active tokens."""
-        counts = (active & hidden.attention_mask).sum(dim=1)
-        return hidden.spent.plus(
-            Spent(exact(counts) / exact(hidden.tokens), self._layer_flops(hidden.tokens, counts))
-        )
+        """What each sample has spent once a layer has run on its active tokens, none of which is padding."""
+        counts = active.sum(dim=1)
+        flops = layer_flops(self.width, self._inner, hidden.tokens, counts)
+        return hidden.spent.plus(Spent(exact(counts) / hidden.tokens, flops))
 
     def take(self, hidden: Hidden, rows: Int[Tensor, " rows"]) -> Hidden:
         """The given samples only, without the columns that are padding for all of them."""
@@ -200,19 +197,16 @@ class Backbone(nn.Module):
                 f"cannot keep {layers} layers of an encoder that has {self.depth}; choose 1 to {self.depth}"
             )
         self.family.cut(self.model, layers)
-        self.depth = layers
+        self.layers = self.layers[:layers]
         return self
 
-    def _layer_flops(self, tokens: Tensor, active: Tensor | None = None) -> Tensor:
-        return layer_flops(self.width, self._inner, tokens, active)
-
     def _whole_layer(self, tokens: Tensor) -> Spent:
-        flops = self._layer_flops(tokens)
+        flops = layer_flops(self.width, self._inner, tokens)
         return Spent(torch.ones_like(flops), flops)
 
     def _embedding(self, tokens: Tensor) -> Spent:
         # The projection of factorised embeddings (ALBERT, small ELECTRA), 2TED.
-        flops = exact(tokens) * (2 * self._narrow * self.width)
+        flops = exact(tokens * (2 * self._narrow * self.width))
         return Spent(torch.zeros_like(flops), flops)
 
 

@@ -54,10 +54,9 @@ def layer_flops(
     Keys and values are made of all tokens, 4D^2 each; query and output (4D^2), attention (4TD) and the feed-forward
     pair of width F (4DF) are computed for the active ones. Where none is active the layer is not run.
     """
-    length = exact(tokens)
-    running = length if active is None else exact(active)
-    flops = 4 * width**2 * length + running * (4 * width * length + (4 * width**2 + 4 * width * inner))
-    return flops if active is None else torch.where(active > 0, flops, 0.0)
+    running = tokens if active is None else active
+    flops = 4 * width**2 * tokens + running * (4 * width * tokens + (4 * width**2 + 4 * width * inner))
+    return exact(flops if active is None else flops * (active > 0))
 
 
 def linear_flops(module: nn.Module) -> int:

@@ -16,19 +16,22 @@ if TYPE_CHECKING:
     from eeutils.models.backbone import Hidden
 
 
+Project = Callable[["Hidden", Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class LayerParts:
     """The parts of one layer, for running it on some tokens only.
 
     Attributes:
-        project: (state before the layer, rows, columns) -> queries (n, heads, d) of the n tokens at these places, keys
-            and values (B, heads, T, d) of all tokens. Whatever a family does on the way (a norm before, one fused map,
-            rotary tables out of `Hidden.shared`) is its own business.
-        finish: (what the heads gathered (n, heads d), states (n, D) before the layer) -> the n states after it.
-        dropout: falls on attention weights in training.
+        project: (state before the layer, packed states (n, D) of n tokens, their places (rows, columns)) -> queries
+            (n, heads, d) of these tokens, keys and values (B, heads, T, d) of all. Whatever a family does on the way
+            (a norm before, one fused map, rotary tables out of `Hidden.shared`) is its own business.
+        finish: (what the heads gathered (n, heads d), packed states before the layer) -> packed states after it.
+        dropout: falls on attention weights; 0 outside training.
     """
 
-    project: Callable[[Hidden, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    project: Project
     finish: Callable[[Tensor, Tensor], Tensor]
     dropout: float
 
@@ -37,7 +40,7 @@ def _whole_batch_mask(model: PreTrainedModel, states: Tensor, attention_mask: Te
     return create_bidirectional_mask(config=model.config, inputs_embeds=states, attention_mask=attention_mask)
 
 
-def _run_with_mask(layer: nn.Module, states: Tensor, shared: Tensor | None) -> Tensor:
+def _run_as_it_is(layer: nn.Module, states: Tensor, shared: Any) -> Tensor:
     return layer(states, shared)
 
 
@@ -64,16 +67,14 @@ class Family:
     inner: Callable[[PreTrainedConfig], int] = lambda config: config.intermediate_size
     narrow: Callable[[PreTrainedConfig], int] = lambda config: 0
     shared: Callable[[PreTrainedModel, Tensor, Tensor], Any] = _whole_batch_mask
-    run: Callable[[nn.Module, Tensor, Any], Tensor] = _run_with_mask
+    run: Callable[[nn.Module, Tensor, Any], Tensor] = _run_as_it_is
 
 
-def three_maps(
-    query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int
-) -> Callable[[Hidden, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+def three_maps(query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int) -> Project:
     """`LayerParts.project` of a layer that reads its states with three linear maps and nothing before them."""
 
-    def project(hidden: Hidden, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries = query(hidden.states[rows, columns]).unflatten(-1, (heads, -1))
+    def project(hidden: Hidden, packed: Tensor, places: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        queries = query(packed).unflatten(-1, (heads, -1))
         keys, values = (part(hidden.states).unflatten(-1, (heads, -1)).transpose(1, 2) for part in (key, value))
         return queries, keys, values
 
@@ -108,6 +109,10 @@ def _layers_albert(model: PreTrainedModel) -> list[nn.Module]:
     return [groups[layer * len(groups) // count] for layer in range(count)]
 
 
+def _rate(dropout: nn.Dropout) -> float:
+    return dropout.p if dropout.training else 0.0
+
+
 def _parts_bert(layer: nn.Module) -> LayerParts:
     inner = layer.attention.self
 
@@ -116,7 +121,7 @@ def _parts_bert(layer: nn.Module) -> LayerParts:
         return layer.output(layer.intermediate(attended), attended)
 
     project = three_maps(inner.query, inner.key, inner.value, inner.num_attention_heads)
-    return LayerParts(project, finish, inner.dropout.p)
+    return LayerParts(project, finish, _rate(inner.dropout))
 
 
 def _parts_distilbert(layer: nn.Module) -> LayerParts:
@@ -126,7 +131,8 @@ def _parts_distilbert(layer: nn.Module) -> LayerParts:
         attended = layer.sa_layer_norm(inner.out_lin(gathered) + before)
         return layer.output_layer_norm(layer.ffn(attended) + attended)
 
-    return LayerParts(three_maps(inner.q_lin, inner.k_lin, inner.v_lin, inner.n_heads), finish, inner.dropout.p)
+    project = three_maps(inner.q_lin, inner.k_lin, inner.v_lin, inner.n_heads)
+    return LayerParts(project, finish, _rate(inner.dropout))
 
 
 def _parts_albert(group: nn.Module) -> LayerParts:
@@ -143,7 +149,7 @@ def _parts_albert(group: nn.Module) -> LayerParts:
         return layer.full_layer_layer_norm(layer.ff_chunk(attended) + attended)
 
     project = three_maps(inner.query, inner.key, inner.value, inner.num_attention_heads)
-    return LayerParts(project, finish, inner.attention_dropout.p)
+    return LayerParts(project, finish, _rate(inner.attention_dropout))
 
 
 def _cut_encoder(model: PreTrainedModel, layers: int) -> None:

@@ -87,7 +87,7 @@ class TokenSchedule:
     def layers_of(self, input_ids: Int[Tensor, "batch tokens"], attention_mask: Tensor) -> Int[Tensor, "batch tokens"]:
         """The layers that each token runs, 0 for padding. An id outside the table runs to the top, as an unseen one."""
         known = (input_ids >= 0) & (input_ids < len(self.ranks))
-        ranks = self.ranks[input_ids.clamp(0, len(self.ranks) - 1)].masked_fill(~known, 1.0)
+        ranks = self.ranks.to(input_ids.device)[input_ids.clamp(0, len(self.ranks) - 1)].masked_fill(~known, 1.0)
         ordinary = ranks < 1
         if self.occurrence_seed is not None:
             ranks = _rank_by_occurrence(input_ids, attention_mask.long(), self.occurrence_seed)

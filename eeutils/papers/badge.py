@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from eeutils.errors import InputError
-from eeutils.exiting.rules import AGAINST, DIVERGENCES, Rule, divergence, sustained
+from eeutils.exiting.rules import AGAINST, DIVERGENCES, divergence, sustained
 from eeutils.models.backbone import Hidden, load_backbone
 from eeutils.models.cost import linear_flops
 from eeutils.models.exits import Carried, Exit, ExitState, MultiExitModel, pool_tokens, shared_pooler_exits
@@ -41,10 +41,8 @@ from eeutils.training.method import Method, Options
 from eeutils.training.settings import Setting
 
 Bypass = Literal["parallel", "serial", "stream"]
-"""The three readings of the wiring."""
-
 Wiring = Literal[Bypass, "wide-head", "none"]
-"""Those, the control with as many parameters in the head, and PABEE's model."""
+"""The three readings of the wiring, the control with as many parameters in the head, and PABEE's model."""
 
 WIRINGS: tuple[str, ...] = get_args(Wiring)
 
@@ -62,12 +60,7 @@ class BadgeOptions(Options):
 
 
 class Bottleneck(nn.Module):
-    """W_up g(W_down x) with g = GELU; W_up starts at zero, so that it begins as nothing.
-
-    Args:
-        width: D.
-        rank: r, 1 or more.
-    """
+    """W_up g(W_down x) with g = GELU and `rank` r; W_up starts at zero, so that it begins as nothing."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -85,13 +78,7 @@ class Bottleneck(nn.Module):
 
 
 class BypassExit(Exit):
-    """A plain exit that also reads a bypass beside its block; the trunk never does.
-
-    Args:
-        plain: the exit whose pooler and classifier this one takes over.
-        wiring: "parallel", "serial" or "stream".
-        rank: r.
-    """
+    """A plain exit, whose parts it takes over, that also reads a bypass beside its block; the trunk never does."""
 
     def __init__(self, plain: Exit, wiring: Bypass, rank: int) -> None:
         width, classes = plain.classifier.in_features, plain.classifier.out_features
@@ -155,27 +142,17 @@ def build(setting: Setting, classes: int, options: BadgeOptions) -> MultiExitMod
     return MultiExitModel(backbone, exits)
 
 
-def phases(options: BadgeOptions) -> list[Phase]:
-    """One phase, everything trained together with PABEE's loss."""
-    return [Phase("joint", weighted_loss)]
-
-
-def divergence_rules() -> dict[str, Rule]:
-    """Every kind of divergence against every choice of earlier exits, alone and twice in a row; JSD first."""
-    kinds = sorted(DIVERGENCES, key=lambda kind: kind != "jsd")
-    alone = [divergence(kind, against) for against in AGAINST for kind in kinds]
-    return {rule.name: rule for rule in [*alone, *(sustained(rule, 2) for rule in alone)]}
-
+# Every kind of divergence against every choice of earlier exits; JSD first.
+_KINDS = sorted(DIVERGENCES, key=lambda kind: kind != "jsd")
+_RULES = [divergence(kind, against) for against in AGAINST for kind in _KINDS]
 
 METHOD = Method(
     name="badge",
     title="BADGE",
-    citation=(
-        "Zhu et al., BADGE: Speeding Up BERT Inference after Deployment via Block-wise Bypasses and Divergence-based "
-        "Early Exiting, ACL 2023 (industry track)"
-    ),
+    citation="Zhu et al., BADGE: Speeding Up BERT Inference after Deployment via Block-wise Bypasses and "
+    "Divergence-based Early Exiting, ACL 2023 (industry track)",
     build=build,
-    phases=phases,
-    rules=divergence_rules(),
+    phases=lambda options: [Phase("joint", weighted_loss)],
+    rules={rule.name: rule for rule in [*_RULES, *(sustained(rule, 2) for rule in _RULES)]},
     options=BadgeOptions(),
 )

@@ -17,16 +17,11 @@ from eeutils.training.settings import Setting
 
 @dataclass(frozen=True)
 class Baselines:
-    """The runs of a setting that notebooks compare with.
-
-    Attributes:
-        deebert, pabee: runs; DeeBERT's last exit is the plain fine-tuned model.
-        separate: separately fine-tuned k-layer models, as `finetuned.baselines` gives them.
-    """
+    """The runs of a setting that notebooks compare with; DeeBERT's last exit is the plain fine-tuned model."""
 
     deebert: Run
     pabee: Run
-    separate: pd.DataFrame
+    separate: pd.DataFrame  # as `finetuned.baselines` gives it
 
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
@@ -43,10 +38,7 @@ class Baselines:
 
 
 def load_baselines(setting: Setting, profile: str) -> Baselines:
-    """The baselines of a setting; trains what is not there yet.
-
-    `profile` says how many k-layer models there are: see `budgets`.
-    """
+    """The baselines of a setting, with as many k-layer models as the profile affords; trains what is not there yet."""
     runs = [load_or_train(method, setting) for method in (deebert.METHOD, pabee.METHOD)]
     depths = budget_of(profile, runs[0].test.reference_layers).shallow_depths
     return Baselines(*runs, finetuned.baselines(setting, depths))

@@ -50,46 +50,33 @@ SMALLER = {"minilm-l6": ("minilm-l3",), "bert-base-uncased": _BERT_2, "google-be
 """Backbone -> the smaller complete models before it, where the option `models` does not name them."""
 
 Pairs = Literal["all", "sampled"]
-"""The paper's difficulty term, as commonly recalled, takes all pairs of a batch; its code takes one random hard sample
-for each easy one."""
+"""The paper's difficulty term, as commonly recalled, takes all pairs of a batch; its code draws a hard sample for each
+easy one, with replacement. The expectation is the same."""
 
 
 @dataclass(frozen=True)
 class CascadeOptions(Options):
     """What may be varied. Margin and weight are those of the authors' README, five repeats as their label file's name
-    has it; the number of folds is not known to us.
+    has it; the number of folds is not known to us."""
 
-    Attributes:
-        models: the smaller encoders, small to large; None for those of `SMALLER`.
-        weight: lambda, 0 or more.
-        margin: eps, above 0 and at most 1.
-        pairs: "all", or "sampled": one hard sample for each easy one, drawn with replacement, whose expectation is the
-            same.
-        folds, repeats: of the small models that say which samples are hard.
-    """
-
-    models: tuple[str, ...] | None = None
-    weight: float = 0.5
-    margin: float = 0.5
+    models: tuple[str, ...] | None = None  # the smaller encoders, small to large; None for those of `SMALLER`
+    weight: float = 0.5  # lambda
+    margin: float = 0.5  # eps
     pairs: Pairs = "all"
+    # Of the small models that say which samples are hard.
     folds: int = 5
     repeats: int = 5
 
     def __post_init__(self) -> None:
         if self.weight < 0 or not 0 < self.margin <= 1:
-            raise InputError(
-                f"weight is 0 or more and margin above 0 and at most 1; got {self.weight} and {self.margin}"
-            )
+            got = f"{self.weight} and {self.margin}"
+            raise InputError(f"weight is 0 or more and margin above 0 and at most 1; got {got}")
         if self.repeats < 1:
             raise InputError(f"repeats must be 1 or more; got {self.repeats}")
 
 
 def encoders(setting: Setting, options: CascadeOptions) -> tuple[str, ...]:
-    """The encoders of a cascade, small to large; the last one is the setting's backbone.
-
-    Raises:
-        InputError: no smaller one is given, and none is known.
-    """
+    """The encoders of a cascade, small to large; the last one is the setting's backbone."""
     smaller = SMALLER.get(setting.backbone, ()) if options.models is None else tuple(options.models)
     if not smaller:
         raise InputError(
@@ -102,8 +89,7 @@ def encoders(setting: Setting, options: CascadeOptions) -> tuple[str, ...]:
 def build(setting: Setting, classes: int, options: CascadeOptions) -> Cascade:
     """The plain model of every encoder, each with its own configuration, small to large.
 
-    Raises:
-        InputError: a regression, an encoder without known smaller ones, or one that its tokens or texts do not fit.
+    An error for regression, for an encoder without known smaller ones, or one that its tokens or texts do not fit.
     """
     if classes == 1:
         raise InputError(
@@ -138,10 +124,9 @@ def difficulty_loss(
     if len(surer) == 0 or len(unsurer) == 0:
         return confidence.sum() * 0
     if pairs == "sampled":
-        drawn = torch.randint(len(unsurer), (len(surer),), device=confidence.device)
-        gaps = surer - unsurer[drawn]
+        gaps = surer - unsurer[torch.randint(len(unsurer), (len(surer),), device=confidence.device)]
     else:
-        gaps = surer[:, None] - unsurer[None, :]
+        gaps = surer[:, None] - unsurer
     return (margin - gaps).clamp(min=0).mean()
 
 
@@ -154,11 +139,6 @@ def cascade_loss(options: CascadeOptions, model: MultiStageModel, answers: Answe
     surest = answers.logits.float().softmax(dim=-1).amax(dim=-1)
     terms = [difficulty_loss(c, hard, options.margin, options.pairs) for c in surest[:-1]]
     return losses.sum() + options.weight * sum(terms)
-
-
-def phases(options: CascadeOptions) -> list[Phase]:
-    """One phase, all models trained together."""
-    return [Phase("cascade", partial(cascade_loss, options))]
 
 
 def difficulty(setting: Setting, options: CascadeOptions) -> tuple[Int[Tensor, " samples"], Float[Tensor, " samples"]]:
@@ -183,7 +163,7 @@ METHOD = Method(
     citation="Li et al., CascadeBERT: Accelerating Inference of Pre-trained Language Models via Calibrated Complete "
     "Models Cascade, Findings of EMNLP 2021",
     build=build,
-    phases=phases,
+    phases=lambda options: [Phase("cascade", partial(cascade_loss, options))],
     rules={"confidence": confidence()},
     options=CascadeOptions(),
     annotate=annotate,

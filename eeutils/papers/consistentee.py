@@ -52,17 +52,11 @@ from eeutils.training.runs import load_or_train
 from eeutils.training.settings import Setting
 
 REPLICAS = 8
-HIDDEN = 32
-"""Width of a policy network."""
-
-OPERATING_POINT = 0.5
-"""The threshold on the policy that the method is trained for."""
-
+HIDDEN = 32  # width of a policy network
+OPERATING_POINT = 0.5  # the threshold on the policy that the method is trained for
+FOLDS = 3  # models of phase 1 that judge the training samples when memorized layers are cross-fitted
+# Learning rate of phase 2. The authors' 3e-4 is for thousands of steps; in a hundred it moves next to nothing.
 POLICY_RATE = 3e-3
-"""Learning rate of phase 2. The authors' 3e-4 is for thousands of steps; in a hundred it moves next to nothing."""
-
-FOLDS = 3
-"""Models of phase 1 that judge the training samples when memorized layers are cross-fitted."""
 
 Hardness = Literal["memorized", "constant"]
 Gradient = Literal["sampled", "exact"]
@@ -73,7 +67,7 @@ class ConsistentOptions(Options):
     """What may be varied.
 
     Attributes:
-        speed_weight: alpha, what a layer costs, 0 or more.
+        speed_weight: alpha, what a layer costs.
         hardness: "memorized" charges a sample for depth the less, the later it was memorized; "constant" all alike.
         gradient: "sampled" is REINFORCE, "exact" the expectation that it estimates.
         consistent: whose cross entropy counts in phase 3; "one exit" is the paper's, "all exits" keeps phase 1's.
@@ -124,11 +118,7 @@ class PolicyExit(Exit):
 
 
 def build(setting: Setting, classes: int, options: ConsistentOptions) -> MultiExitModel:
-    """PABEE's model with a policy network on every exit.
-
-    Raises:
-        InputError: a regression, where no exit is right or wrong and nothing is memorized.
-    """
+    """PABEE's model with a policy network on every exit; an error for regression, where no exit is right or wrong."""
     if classes < 2:
         raise InputError(f"ConsistentEE asks which exits are right and task {setting.task!r} is a regression")
     backbone = load_backbone(setting.backbone)
@@ -145,11 +135,7 @@ def policy_exits(backbone: Backbone, classes: int, pool: str) -> dict[int, Polic
 
 
 def memorized_layers(evidence: Evidence) -> Int[Tensor, " samples"]:
-    """ML(x): the layer of the first exit from which on every exit is right; the last layer if the last exit is wrong.
-
-    Raises:
-        InputError: evidence without labels.
-    """
+    """ML(x): the layer of the first exit from which on all are right; the last layer if the last exit is wrong."""
     if evidence.labels is None:
         raise InputError("memorized layers need labels, and this evidence has none")
     right = evidence.predictions == evidence.labels
@@ -204,10 +190,8 @@ def sampled_gradient(
     """
     exits = draw_exits(policy_logits, REPLICAS)
     gained = reward.gather(0, exits)
-    advantage = gained - gained.mean(dim=0)
-    loss = -(advantage * log_leaving(policy_logits).gather(0, exits)).mean()
-    taken = nn.functional.one_hot(exits, len(reward)).to(reward.dtype).mean(dim=0)
-    return loss, taken.T
+    loss = -((gained - gained.mean(dim=0)) * log_leaving(policy_logits).gather(0, exits)).mean()
+    return loss, nn.functional.one_hot(exits, len(reward)).to(reward.dtype).mean(dim=0).T
 
 
 def exact_gradient(
@@ -226,9 +210,9 @@ def policy_loss(
 ) -> Tensor:
     """The loss of phase 2, and of phase 3 (`with_model`), in which cross entropy counts beside it.
 
-    "one exit" is the paper's: the exits that the replicas took (or, with the exact gradient, each exit as likely as it
-    is taken). Cross entropy has no say in which exit is taken: that is the reward's affair, so no gradient runs from
-    the one into the policy through the other's weights.
+    For "one exit" it is that of the exits that the replicas took (or, with the exact gradient, of each exit as likely
+    as it is taken). It has no say in which exit is taken, that is the reward's affair: no gradient runs from it into
+    the policy.
     """
     losses = answer_loss(answers.logits, batch.labels)
     reward = rewards(losses, model.layers, batch.notes["memorized_layer"], options.speed_weight, options.hardness)

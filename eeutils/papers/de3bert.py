@@ -39,6 +39,7 @@ from eeutils.data.samples import Batch
 from eeutils.errors import InputError
 from eeutils.exiting.rules import distance_ratio, entropy, harmonic
 from eeutils.models.backbone import load_backbone
+from eeutils.models.cost import linear_flops
 from eeutils.models.exits import Exit, MultiExitModel, Pooler
 from eeutils.models.stages import Answers, MultiStageModel
 from eeutils.training.loop import Phase, Weights, answer_loss, over_exits
@@ -50,19 +51,12 @@ Regulariser = Literal["pull", "prototypical", "hinge", "ratio"]
 
 @dataclass(frozen=True)
 class De3Options(Options):
-    """What may be varied.
+    """What may be varied."""
 
-    Attributes:
-        dimension: of the metric spaces.
-        weight: alpha.
-        regulariser: its form, see `distance_regulariser`.
-        layer_weights: w_l.
-    """
-
-    dimension: int = 64
-    weight: float = 1.0
-    regulariser: Regulariser = "pull"
-    layer_weights: Weights = "depth"
+    dimension: int = 64  # of the metric spaces
+    weight: float = 1.0  # alpha
+    regulariser: Regulariser = "pull"  # its form, see `distance_regulariser`
+    layer_weights: Weights = "depth"  # w_l
 
 
 class PrototypeSpace(nn.Module):
@@ -87,10 +81,7 @@ def distances_between(
 
 
 class PrototypeExit(Exit):
-    """An exit whose pooled vector is read twice: by the classifier, and by the metric space.
-
-    The extra "distances" (B, C) goes with each answer.
-    """
+    """An exit whose pooled vector is read by the classifier and by the metric space: the extra "distances" (B, C)."""
 
     def __init__(self, width: int, classes: int, pool: str, pooler: nn.Module, dimension: int) -> None:
         super().__init__(width, classes, pool, pooler)
@@ -103,26 +94,20 @@ class PrototypeExit(Exit):
         return self.classifier(dropped), {"distances": self.space(dropped)}
 
     def flops(self, tokens: Int[Tensor, " batch"]) -> int:
-        classes, dimension = self.space.prototypes.shape
-        to_space = 2 * self.space.metric.in_features * dimension
-        return super().flops(tokens) + to_space + 3 * classes * dimension  # subtract, square, add
+        distances = 3 * self.space.prototypes.numel()  # subtract, square, add
+        return super().flops(tokens) + linear_flops(self.space.metric) + distances
 
 
 def build(setting: Setting, classes: int, options: De3Options) -> MultiExitModel:
-    """PABEE's exits, one pooler for all layers, each with a metric space.
+    """PABEE's exits, each with a metric space: the pooler is shared as there, so the methods differ in the space alone.
 
-    The pooler is shared as in PABEE, so that the two methods differ in the metric space alone.
-
-    Raises:
-        InputError: a regression, which has no classes to have prototypes.
+    An error for regression, where there are no classes to have prototypes.
     """
     if classes < 2:
         raise InputError(f"DE3-BERT needs classes for its prototypes and task {setting.task!r} is a regression")
     backbone = load_backbone(setting.backbone)
-    pooler = Pooler(backbone)
-    layers = range(1, backbone.depth + 1)
-    exits = {layer: PrototypeExit(backbone.width, classes, setting.pool, pooler, options.dimension) for layer in layers}
-    return MultiExitModel(backbone, exits)
+    parts = (backbone.width, classes, setting.pool, Pooler(backbone), options.dimension)
+    return MultiExitModel(backbone, {layer: PrototypeExit(*parts) for layer in range(1, backbone.depth + 1)})
 
 
 def distance_regulariser(
@@ -152,23 +137,16 @@ def joint_loss(options: De3Options, model: MultiStageModel, answers: Answers, ba
     return over_exits(cross_entropy + options.weight * pull, options.layer_weights)
 
 
-def phases(options: De3Options) -> list[Phase]:
-    """One phase, everything trained together."""
-    return [Phase("joint", partial(joint_loss, options))]
-
-
-RULES = {
-    "hybrid": replace(harmonic(distance_ratio(), entropy()), name="hybrid"),
-    "entropy": entropy(),
-    "distance ratio": distance_ratio(),
-}
-
 METHOD = Method(
     name="de3bert",
     title="DE3-BERT",
     citation="He et al., DE3-BERT: Distance-Enhanced Early Exiting for BERT based on Prototypical Networks, arXiv 2024",
     build=build,
-    phases=phases,
-    rules=RULES,
+    phases=lambda options: [Phase("joint", partial(joint_loss, options))],
+    rules={
+        "hybrid": replace(harmonic(distance_ratio(), entropy()), name="hybrid"),
+        "entropy": entropy(),
+        "distance ratio": distance_ratio(),
+    },
     options=De3Options(),
 )

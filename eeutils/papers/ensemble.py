@@ -36,9 +36,9 @@ from torch import Tensor
 from eeutils.data.samples import Batch
 from eeutils.errors import InputError
 from eeutils.exiting.rules import own_logits, vote
-from eeutils.models.backbone import load_backbone
-from eeutils.models.exits import MultiExitModel, shared_pooler_exits
+from eeutils.models.exits import MultiExitModel
 from eeutils.models.stages import Answers, MultiStageModel
+from eeutils.papers import pabee
 from eeutils.training.loop import Phase, Weights, answer_loss, over_exits
 from eeutils.training.method import Method, Options
 from eeutils.training.settings import Setting
@@ -46,22 +46,14 @@ from eeutils.training.settings import Setting
 
 @dataclass(frozen=True)
 class EnsembleOptions(Options):
-    """What may be varied.
+    """What may be varied."""
 
-    Attributes:
-        diversity: lambda, 0 or more.
-        bound: no pair of classifiers counts more than that many times ln C; None for the term as published.
-        per: "sample" looks for each sample's own most similar earlier classifier, as the equation reads and whatever
-            else is in the batch; "batch" for the one that is most similar on average.
-        last: whether the last classifier is pushed away, too.
-        weights: of the cross entropies, alpha_i.
-    """
-
-    diversity: float = 0.1
-    bound: float | None = 1.0
+    diversity: float = 0.1  # lambda
+    bound: float | None = 1.0  # no pair counts more than that many times ln C; None for the term as published
+    # Each sample's own most similar earlier classifier, as the equation reads, or the most similar on average.
     per: Literal["sample", "batch"] = "sample"
-    last: bool = True
-    weights: Weights = "uniform"
+    last: bool = True  # whether the last classifier is pushed away, too
+    weights: Weights = "uniform"  # alpha_i
 
     def __post_init__(self) -> None:
         if not 0 <= self.diversity < math.inf:
@@ -71,15 +63,10 @@ class EnsembleOptions(Options):
 
 
 def build(setting: Setting, classes: int, options: EnsembleOptions) -> MultiExitModel:
-    """A classifier on every layer and one pooler for all, as in PABEE: what differs is the objective.
-
-    Raises:
-        InputError: for regression, where there is nothing to vote on.
-    """
+    """PABEE's model: what differs is the objective. An error for regression, where there is nothing to vote on."""
     if classes == 1:
         raise InputError("ensemble exits vote on classes and this task is a regression; use pabee")
-    backbone = load_backbone(setting.backbone)
-    return MultiExitModel(backbone, shared_pooler_exits(backbone, classes, setting.pool))
+    return pabee.build(setting, classes, options)
 
 
 def cross_entropies(logits: Float[Tensor, "stages batch classes"]) -> Float[Tensor, "stages stages batch"]:
@@ -105,13 +92,8 @@ def diversity_term(
 def ensemble_loss(options: EnsembleOptions, model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
     """sum_i alpha_i CE(p_i, y) - lambda * diversity_term. The alpha_i have mean 1, so that lambda keeps its meaning."""
     losses = answer_loss(answers.logits, batch.labels)
-    right = len(losses) * over_exits(losses, options.weights)
-    return right - options.diversity * diversity_term(answers.logits, options)
-
-
-def phases(options: EnsembleOptions) -> list[Phase]:
-    """One phase, everything trained together."""
-    return [Phase("joint", partial(ensemble_loss, options))]
+    weighted = len(losses) * over_exits(losses, options.weights)
+    return weighted - options.diversity * diversity_term(answers.logits, options)
 
 
 METHOD = Method(
@@ -119,7 +101,7 @@ METHOD = Method(
     title="ensemble exits",
     citation="Sun et al., Early Exiting with Ensemble Internal Classifiers, arXiv 2105.13792, 2021",
     build=build,
-    phases=phases,
+    phases=lambda options: [Phase("joint", partial(ensemble_loss, options))],
     rules={"vote": vote(), "vote, current answer": replace(vote(), name="vote, current answer", answers=own_logits)},
     options=EnsembleOptions(),
 )

@@ -38,8 +38,7 @@ def build(setting: Setting, classes: int, options: FinetunedOptions) -> MultiExi
     if options.layers is not None:
         backbone.truncate(options.layers)
     model = MultiExitModel(backbone, {backbone.depth: Exit(backbone.width, classes, setting.pool, Pooler(backbone))})
-    # Speed-ups of a shallow model are measured against the whole encoder.
-    model.reference_layers = depth
+    model.reference_layers = depth  # speed-ups of a shallow model are measured against the whole encoder
     return model
 
 
@@ -48,17 +47,12 @@ def last_exit_loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Te
     return answer_loss(answers.logits[-1:], batch.labels).mean()
 
 
-def phases(options: FinetunedOptions) -> list[Phase]:
-    """One phase, everything trained."""
-    return [Phase("fine-tune", last_exit_loss)]
-
-
 METHOD = Method(
     name="finetuned",
     title="fine-tuned",
     citation="Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers, NAACL 2019",
     build=build,
-    phases=phases,
+    phases=lambda options: [Phase("fine-tune", last_exit_loss)],
     rules={},
     options=FinetunedOptions(),
 )
@@ -72,10 +66,6 @@ def baselines(setting: Setting, depths: list[int]) -> pd.DataFrame:
     rows = []
     for layers in depths:
         run = load_or_train(METHOD, setting, layers=layers)
-        rows.append(
-            {
-                "layers": layers,
-                **fixed_exits(run.test, run.metric).iloc[-1][["score", "layer_speedup", "flops_speedup"]].to_dict(),
-            }
-        )
+        point = fixed_exits(run.test, run.metric).iloc[-1]
+        rows.append({"layers": layers, **point[["score", "layer_speedup", "flops_speedup"]]})
     return pd.DataFrame(rows)

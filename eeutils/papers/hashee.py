@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from eeutils.data.samples import Samples
 from eeutils.exiting.evidence import Evidence, as_stages
-from eeutils.models.backbone import Backbone, load_backbone, load_tokenizer
+from eeutils.models.backbone import load_backbone, load_tokenizer
 from eeutils.models.exits import Exit, Pooler
 from eeutils.models.record import record
 from eeutils.models.schedule import Buckets, Function, TokenSchedule, make_schedule
@@ -39,22 +39,14 @@ from eeutils.training.settings import Setting
 
 @dataclass(frozen=True)
 class HashOptions(Options):
-    """What may be varied.
+    """What may be varied."""
 
-    Attributes:
-        function: the order of the vocabulary, who leaves first.
-        buckets: whether layers share the running tokens ("mass") or the token types.
-        first, last: the window of layers; None is the top.
-        special_to_top: whether [CLS] and its like run all layers.
-        drawn: train with a window drawn for each batch, so that one model serves them all.
-    """
-
-    function: Function = "frequency"
-    buckets: Buckets = "mass"
-    first: int = 1
-    last: int | None = None
-    special_to_top: bool = True
-    drawn: bool = False
+    function: Function = "frequency"  # the order of the vocabulary, who leaves first
+    buckets: Buckets = "mass"  # whether layers share the running tokens or the token types
+    first: int = 1  # of the window of layers
+    last: int | None = None  # likewise; None is the top
+    special_to_top: bool = True  # whether [CLS] and its like run all layers
+    drawn: bool = False  # train with a window drawn for each batch, so that one model serves them all
 
 
 def record_under(model: HashExitModel, schedules: Sequence[TokenSchedule], samples: Samples) -> Evidence:
@@ -62,10 +54,10 @@ def record_under(model: HashExitModel, schedules: Sequence[TokenSchedule], sampl
     return as_stages([record(model.under(schedule), samples) for schedule in schedules])
 
 
-def schedule_of(setting: Setting, options: HashOptions, backbone: Backbone | None = None) -> TokenSchedule:
-    """A schedule from a setting's training split, for its encoder; see `make_schedule`."""
-    backbone = load_backbone(setting.backbone) if backbone is None else backbone
-    return make_schedule(
+def build(setting: Setting, classes: int, options: HashOptions) -> HashExitModel:
+    """The plain model under a schedule that is made from the training split."""
+    backbone = load_backbone(setting.backbone)
+    schedule = make_schedule(
         options.function,
         samples_of(setting, "train"),
         backbone.model.get_input_embeddings().weight,
@@ -76,19 +68,8 @@ def schedule_of(setting: Setting, options: HashOptions, backbone: Backbone | Non
         special=load_tokenizer(setting.backbone).all_special_ids if options.special_to_top else (),
         seed=setting.seed,
     )
-
-
-def build(setting: Setting, classes: int, options: HashOptions) -> HashExitModel:
-    """The plain model under a schedule."""
-    backbone = load_backbone(setting.backbone)
-    schedule = schedule_of(setting, options, backbone)
     head = Exit(backbone.width, classes, setting.pool, Pooler(backbone))
     return HashExitModel(backbone, head, schedule, drawn=options.drawn)
-
-
-def phases(options: HashOptions) -> list[Phase]:
-    """One phase, the usual loss, the schedule switched on."""
-    return [Phase("fine-tune", last_exit_loss)]
 
 
 METHOD = Method(
@@ -97,7 +78,7 @@ METHOD = Method(
     citation="Sun et al., A Simple Hash-Based Early Exiting Approach For Language Understanding and Generation, "
     "Findings of ACL 2022",
     build=build,
-    phases=phases,
+    phases=lambda options: [Phase("fine-tune", last_exit_loss)],
     rules={},
     options=HashOptions(),
 )

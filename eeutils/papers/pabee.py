@@ -38,16 +38,11 @@ def weighted_loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Ten
     return over_exits(answer_loss(answers.logits, batch.labels), "depth")
 
 
-def phases(options: Options) -> list[Phase]:
-    """One phase, everything trained together."""
-    return [Phase("joint", weighted_loss)]
-
-
 METHOD = Method(
     name="pabee",
     title="PABEE",
     citation="Zhou et al., BERT Loses Patience: Fast and Robust Inference with Early Exit, NeurIPS 2020",
     build=build,
-    phases=phases,
+    phases=lambda options: [Phase("joint", weighted_loss)],
     rules={"patience": patience()},
 )

@@ -120,7 +120,8 @@ def _family_of(backbone: str) -> str:
 def _code_fingerprint(method: Method) -> str:
     """The code of the paper, and of whatever it and training import of this package."""
     read: dict[str, ModuleType] = {}
-    waiting = [*_CODE, sys.modules[method.build.__module__]]
+    parts = (method.build, method.phases, method.annotate, method.encoders)
+    waiting = [*_CODE, *(sys.modules[part.__module__] for part in parts)]
     while waiting:
         module = waiting.pop()
         if module.__name__ not in read and module.__name__ not in _DECIDE_NOTHING:

@@ -29,6 +29,7 @@ from eeutils.data.samples import Batch, LengthBuckets, Samples
 from eeutils.errors import InputError
 from eeutils.exiting.evidence import Evidence
 from eeutils.exiting.tradeoff import Metric, fixed_exits
+from eeutils.models.backbone import Backbone
 from eeutils.models.exits import Exit
 from eeutils.models.record import record
 from eeutils.models.stages import Answers, MultiStageModel
@@ -52,7 +53,7 @@ class Phase:
         objective: (model, answers of all stages, batch) -> loss to minimise.
         trains: model -> the modules whose parameters are trained, by default all. What is frozen runs in evaluation
             mode (no dropout) and is left out of gradient clipping.
-        epochs, learning_rate: the setting's, unless given.
+        epochs, learning_rate: the setting's, unless given; a rate that is given is that of heads, too.
         monitor: (dev evidence, metric) -> the number whose best epoch is kept.
     """
 
@@ -231,9 +232,11 @@ class _Training:
             # Its own: else making the iterator would move the global one, and a resumed run would differ.
             generator=torch.Generator().manual_seed(0),
         )
+        rate = self.phase.learning_rate or setting.learning_rate
+        head_rate = self.phase.learning_rate or setting.head_rate * setting.learning_rate
         optimizer = torch.optim.AdamW(
-            _decay_groups(self.model, setting.weight_decay),
-            lr=self.phase.learning_rate or setting.learning_rate,
+            _groups(self.model, head_rate, setting.weight_decay),
+            lr=rate,
             eps=1e-8,
             fused=True,  # on two cores the plain loop over tensors costs a tenth of a step
         )
@@ -315,12 +318,18 @@ class _Training:
         return self.position.epoch - 1 - self.position.best_epoch >= self.setting.early_stopping
 
 
-def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices only, not on biases and layer norms."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
-    vectors = [parameter for parameter in parameters if parameter.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def _groups(model: nn.Module, head_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Heads at a rate of their own; weight decay on matrices only, not on biases and layer norms."""
+    encoders = [module for module in model.modules() if isinstance(module, Backbone)]
+    pretrained = {parameter for encoder in encoders for parameter in encoder.parameters()}
+    groups = []
+    for is_head in (False, True):
+        trained = [p for p in model.parameters() if p.requires_grad and (p not in pretrained) == is_head]
+        rate = {"lr": head_rate} if is_head else {}
+        groups += [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay, **rate},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0, **rate},
+        ]
     return [group for group in groups if group["params"]]
 
 

@@ -45,6 +45,8 @@ class Setting:
         epochs: passes over train in each phase, unless a phase says otherwise.
         batch_size: samples a step, over all processes together.
         learning_rate: peak, reached after `warmup` (share of the steps), then linear to 0.
+        head_rate: times the learning rate, for what is not the encoder's and begins at random: poolers, classifiers,
+            prototypes, bypasses, policies.
         max_length: word pieces; longer texts are cut.
         pool: where exits read a sentence, "cls" or "mean".
         early_stopping: stop a phase after that many epochs without a better dev score.
@@ -58,6 +60,7 @@ class Setting:
     epochs: int = 3
     batch_size: int = 32
     learning_rate: float = 2e-5
+    head_rate: float = 1.0
     max_length: int = 128
     pool: str = "cls"
     warmup: float = 0.1

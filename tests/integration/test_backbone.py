@@ -2,16 +2,20 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from eeutils.models.backbone import FAMILIES, Backbone, check_backbone, default_pool, load_backbone, load_tokenizer
 from eeutils.errors import InputError
+from eeutils.models.backbone import Backbone, Hidden, check_backbone, default_pool, load_backbone, load_tokenizer
+from eeutils.models.families import FAMILIES, Family, LayerParts
 from tests.tiny import CONFIGS, tiny_encoder
 
 LENGTHS = (9, 4, 6, 9)
@@ -27,10 +31,10 @@ def inputs(model: PreTrainedModel, padded: bool = True, pairs: bool = False, lef
         for row, length in enumerate(LENGTHS):
             outside = slice(0, 9 - length) if left else slice(length, 9)
             ids[row, outside], mask[row, outside] = padding, 0
-    found = {"input_ids": ids, "attention_mask": mask}
+    given = {"input_ids": ids, "attention_mask": mask}
     if pairs and model.config.model_type != "distilbert":
-        found["token_type_ids"] = (torch.arange(9)[None].expand(4, 9) > 3).long() * mask
-    return found
+        given["token_type_ids"] = (torch.arange(9)[None].expand(4, 9) > 3).long() * mask
+    return given
 
 
 def states(model: PreTrainedModel, given: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -106,14 +110,14 @@ def test_the_rows_that_stay_go_on_as_if_they_had_run_alone(
         hidden = backbone.embed(**given)
         for layer in range(after):
             hidden = backbone.run_layer(layer, hidden)
-        hidden = backbone.select(hidden, torch.tensor(rows))
+        hidden = backbone.take(hidden, torch.tensor(rows))
         for layer in range(after, backbone.depth):
             hidden = backbone.run_layer(layer, hidden)
     longest = max(LENGTHS[row] for row in rows)
     assert hidden.states.shape == (len(rows), longest, 16)
     assert hidden.attention_mask.sum(dim=1).tolist() == [LENGTHS[row] for row in rows]
     if len({LENGTHS[row] for row in rows}) == 1:
-        assert hidden.prepared_mask is None or bool((hidden.prepared_mask == hidden.prepared_mask.max()).all())
+        assert hidden.shared is None or bool((hidden.shared == hidden.shared.max()).all())
     for place, row in enumerate(rows):
         real = given["attention_mask"][row].bool()
         stayed = hidden.states[place][hidden.attention_mask[place]]
@@ -123,11 +127,201 @@ def test_the_rows_that_stay_go_on_as_if_they_had_run_alone(
 def test_selecting_from_an_unpadded_batch_keeps_it_unpadded(encoder: PreTrainedModel) -> None:
     given, backbone = inputs(encoder, padded=False), Backbone(encoder)
     with torch.inference_mode():
-        hidden = backbone.select(backbone.embed(**given), torch.tensor([3, 1]))
+        hidden = backbone.take(backbone.embed(**given), torch.tensor([3, 1]))
         for layer in range(backbone.depth):
             hidden = backbone.run_layer(layer, hidden)
         torch.testing.assert_close(hidden.states, backbone(**given)[[3, 1]])
     assert hidden.states.shape[1] == 9
+
+
+# A layer on some tokens only: three of the first sample, none of the second, all of the third and one of the last.
+
+COUNTS = (3, 0, 6, 1)
+
+
+def some_tokens() -> Tensor:
+    active = torch.zeros(4, 9, dtype=torch.bool)
+    active[0, [1, 2, 8]] = active[2] = active[3, 4] = True  # of the third sample the padding, too: nothing runs there
+    return active
+
+
+def after_one_layer(backbone: Backbone) -> Hidden:
+    return backbone.run_layer(0, backbone.embed(**inputs(backbone.model)))
+
+
+@torch.inference_mode()
+def test_a_layer_on_some_tokens_changes_these_and_is_paid_for_these_alone(encoder: PreTrainedModel) -> None:
+    backbone = Backbone(encoder).eval()
+    before = after_one_layer(backbone)
+    whole, partly = backbone.run_layer(1, before), backbone.run_layer(1, before, some_tokens())
+    ran, stayed = some_tokens() & before.attention_mask, ~some_tokens() & before.attention_mask
+    torch.testing.assert_close(partly.states[ran], whole.states[ran], atol=1e-5, rtol=1e-5)
+    assert torch.equal(partly.states[stayed], before.states[stayed])
+    spent = partly.spent.minus(before.spent)
+    assert spent.layers.tolist() == pytest.approx([3 / 9, 0, 1, 1 / 9])
+    # D = 16, F = 24. Keys and values of all T tokens; for an active one query and output, attention, feed-forward.
+    one = [4 * 16 * 16 + 4 * length * 16 + 4 * 16 * 24 for length in LENGTHS]
+    wanted = [4 * 16 * 16 * length + count * each for length, count, each in zip(LENGTHS, COUNTS, one, strict=True)]
+    assert spent.flops.tolist() == [wanted[0], 0, wanted[2], wanted[3]]
+    assert whole.spent.minus(before.spent).flops[2] == wanted[2]
+
+
+@torch.inference_mode()
+def test_a_layer_on_some_tokens_spends_what_torch_counts_for_each_sample_alone(encoder: PreTrainedModel) -> None:
+    backbone = Backbone(encoder).eval()
+    before = after_one_layer(backbone)
+    spent = backbone.run_layer(1, before, some_tokens()).spent.minus(before.spent)
+    for row, length in enumerate(LENGTHS):
+        alone = backbone.take(before, torch.tensor([row]))
+        # The mathematical form of attention: a fused kernel is not seen by the counter.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            backbone.run_layer(1, alone, some_tokens()[[row], :length])
+        assert spent.flops[row] == counter.get_total_flops()
+
+
+@torch.inference_mode()
+def test_with_all_tokens_active_it_is_the_full_layer_and_with_none_it_is_not_run(encoder: PreTrainedModel) -> None:
+    backbone = Backbone(encoder).eval()
+    before = after_one_layer(backbone)
+    whole = backbone.run_layer(1, before)
+    for active in (before.attention_mask, torch.ones(4, 9, dtype=torch.bool)):
+        again = backbone.run_layer(1, before, active)
+        assert torch.equal(again.states, whole.states)
+        assert torch.equal(again.spent.flops, whole.spent.flops)
+        assert again.spent.layers.tolist() == [2, 2, 2, 2]
+    ran: list[int] = []
+    for part in backbone.layers[1].modules():
+        part.register_forward_hook(lambda *_: ran.append(1))
+    idle = backbone.run_layer(1, before, torch.zeros(4, 9, dtype=torch.bool))
+    assert torch.equal(idle.states, before.states)
+    assert torch.equal(idle.spent.flops, before.spent.flops)
+    assert ran == []
+
+
+@torch.inference_mode()
+def test_what_samples_have_spent_follows_them_when_the_batch_is_packed_again(encoder: PreTrainedModel) -> None:
+    backbone, rows = Backbone(encoder).eval(), torch.tensor([2, 1])
+    hidden = backbone.run_layer(1, after_one_layer(backbone), some_tokens())
+    packed = backbone.take(hidden, rows)
+    later = some_tokens().flip(0)  # now the second sample has active tokens, all of them
+    whole, some = backbone.run_layer(2, hidden, later), backbone.run_layer(2, packed, later[rows, :6])
+    for taken, given in ((packed, hidden), (some, whole)):
+        for kind in ("layers", "flops"):
+            assert torch.equal(getattr(taken.spent, kind), getattr(given.spent, kind)[rows])
+    assert some.spent.layers.tolist() == [2, 2]
+    real = some.attention_mask
+    assert real.sum(dim=1).tolist() == [6, 4]
+    torch.testing.assert_close(some.states[real], whole.states[rows, :6][real], atol=1e-5, rtol=1e-5)
+
+
+# A family of another kind: a norm before each part, one map for queries, keys and values, and positions that enter by
+# turning queries and keys, so that every layer reads the mask and a table of angles.
+
+
+class TurnedConfig(PreTrainedConfig):
+    model_type = "turned"
+
+
+class TurnedLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_norm, self.second_norm = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.fused, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def heads(self, states: Tensor, angles: Tensor) -> list[Tensor]:
+        """Queries, keys and values (B, 2, T, 8), the first two turned by their position's angles."""
+
+        def turned(vectors: Tensor) -> Tensor:
+            one, other = vectors.chunk(2, dim=-1)
+            return torch.cat([one * angles.cos() - other * angles.sin(), one * angles.sin() + other * angles.cos()], -1)
+
+        parts = self.fused(self.first_norm(states)).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        return [turned(parts[0]), turned(parts[1]), parts[2]]
+
+    def finish(self, gathered: Tensor, before: Tensor) -> Tensor:
+        attended = before + self.out(gathered)
+        return attended + self.down(nn.functional.gelu(self.up(self.second_norm(attended))))
+
+    def forward(self, states: Tensor, shared: tuple[Tensor, Tensor]) -> Tensor:
+        mask, angles = shared
+        queries, keys, values = self.heads(states, angles)
+        scores = (queries @ keys.mT / 8**0.5).masked_fill(~mask[:, None, None, :], -torch.inf)
+        return self.finish((scores.softmax(dim=-1) @ values).transpose(1, 2).flatten(2), states)
+
+
+class TurnedModel(PreTrainedModel):
+    config_class = TurnedConfig
+
+    def __init__(self, config: TurnedConfig) -> None:
+        super().__init__(config)
+        self.embeddings = nn.Embedding(40, 16)
+        self.layers = nn.ModuleList(TurnedLayer() for _ in range(4))
+
+
+def turned_parts(layer: nn.Module) -> LayerParts:
+    def project(hidden: Hidden, packed: Tensor, places: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values = layer.heads(hidden.states, hidden.shared[1])
+        return queries.transpose(1, 2)[places], keys, values
+
+    return LayerParts(project, layer.finish, dropout=0.0)
+
+
+@pytest.fixture
+def turned(monkeypatch: pytest.MonkeyPatch) -> Backbone:
+    frequencies = torch.tensor([1.0, 0.3, 0.1, 0.03])
+    family = Family(
+        embed=lambda model, input_ids, token_type_ids: model.embeddings(input_ids),
+        layers=lambda model: list(model.layers),
+        parts=turned_parts,
+        cut=lambda model, layers: None,
+        shared=lambda model, states, mask: (mask, torch.arange(states.shape[1])[:, None] * frequencies),
+    )
+    monkeypatch.setitem(FAMILIES, "turned", family)
+    torch.manual_seed(0)
+    config = TurnedConfig(hidden_size=16, num_hidden_layers=4, intermediate_size=24)
+    return Backbone(TurnedModel(config)).eval()
+
+
+def padded(left: bool) -> dict[str, Tensor]:
+    return {name: given for name, given in inputs(tiny_encoder(), left=left).items() if name != "token_type_ids"}
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+@torch.inference_mode()
+def test_a_family_with_norms_before_and_one_fused_map_runs_on_some_tokens(turned: Backbone, left: bool) -> None:
+    torch.manual_seed(2)
+    last = torch.randint(0, 5, (4, 9))  # the layers that each token runs
+    packed = masked = turned.embed(**padded(left))
+    for layer in range(4):
+        active = last > layer
+        whole = turned.run_layer(layer, masked).states
+        masked = replace(masked, states=torch.where(active[..., None], whole, masked.states))
+        packed = turned.run_layer(layer, packed, active)
+    real = packed.attention_mask
+    torch.testing.assert_close(packed.states[real], masked.states[real], atol=1e-5, rtol=1e-5)
+    plain = turned(**padded(left))
+    assert (plain[real] - packed.states[real]).abs().max() > 0.1
+    counts = (last * real).sum(dim=1)
+    torch.testing.assert_close(packed.spent.layers, counts / torch.tensor(LENGTHS, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+@pytest.mark.parametrize("rows", [[1], [2, 1], [3, 0, 1]], ids=str)
+@torch.inference_mode()
+def test_what_layers_share_is_made_anew_when_padding_is_trimmed(turned: Backbone, rows: list[int], left: bool) -> None:
+    given = padded(left)
+    whole, hidden = turned(**given), turned.run_layer(0, turned.embed(**given))
+    hidden = turned.take(hidden, torch.tensor(rows))
+    longest = max(LENGTHS[row] for row in rows)
+    assert [len(hidden.shared[0]), len(hidden.shared[1])] == [len(rows), longest]
+    for layer in range(1, 4):
+        hidden = turned.run_layer(layer, hidden)
+    for place, row in enumerate(rows):
+        alone = turned(given["input_ids"][[row]][:, given["attention_mask"][row].bool()])
+        stayed = hidden.states[place][hidden.attention_mask[place]]
+        torch.testing.assert_close(stayed, whole[row][given["attention_mask"][row].bool()], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(stayed, alone[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])

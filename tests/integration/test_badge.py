@@ -14,6 +14,7 @@ from eeutils.errors import InputError
 from eeutils.exiting.evidence import record
 from eeutils.models.exits import MultiExitModel, shared_pooler_exits
 from eeutils.papers import badge, pabee
+from eeutils.papers.controls.gradient_conflict import cosines, gradient_products
 from eeutils.training.runs import load_or_train
 from eeutils.models.runtime import Runtime
 from eeutils.training.settings import Setting
@@ -170,7 +171,7 @@ def test_gradient_cosines_are_those_of_one_backward_pass_an_exit() -> None:
     model = bypassed("parallel")
     blocks = list(model.backbone.model.encoder.layer)
     gradients = by_hand(model, blocks)
-    products, overall = badge.gradient_products(model, BATCH), badge.gradient_cosines(model, BATCH)
+    products, overall = gradient_products(model, BATCH), cosines(gradient_products(model, BATCH))
     for i in range(4):
         for j in range(4):
             shared = min(i, j) + 1  # both exits are moved by the blocks up to the shallower one
@@ -187,8 +188,8 @@ def test_measuring_gradients_leaves_the_model_as_it_was() -> None:
     model = bypassed("stream").train()
     model.zero_grad(set_to_none=True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    first = badge.gradient_cosines(model, BATCH)
-    assert torch.equal(first, badge.gradient_cosines(model, BATCH))  # without dropout
+    first = cosines(gradient_products(model, BATCH))
+    assert torch.equal(first, cosines(gradient_products(model, BATCH)))  # without dropout
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -209,13 +210,13 @@ def test_exits_that_want_the_opposite_have_a_cosine_of_minus_1() -> None:
         shallow.classifier.weight.mul_(1e-3)
         deep.classifier.weight.copy_(-shallow.classifier.weight)
     # Near p = 1/2 the gradient of the logits is nearly the same for both, so that of the state is nearly opposite.
-    assert badge.gradient_cosines(model, BATCH)[0, 1].item() == pytest.approx(-1, abs=1e-3)
+    assert cosines(gradient_products(model, BATCH))[0, 1].item() == pytest.approx(-1, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("albert")])
 def test_layers_that_share_weights_are_one_block(name: str) -> None:
     groups = 2 if "two" in name else 1
-    products = badge.gradient_products(bypassed("parallel", name=name), BATCH)
+    products = gradient_products(bypassed("parallel", name=name), BATCH)
     assert products.shape == (groups, 4, 4)
 
 

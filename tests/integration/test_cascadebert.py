@@ -226,7 +226,7 @@ def test_models_that_do_not_fit_are_refused_before_training(
         ({"weight": 1.0, "margin": 0.5, "pairs": "every"}, "unknown form of pairs 'every'"),
     ):
         with pytest.raises(InputError, match=sentence):
-            cascadebert.phases(**options)
+            cascadebert.METHOD.phases(cascadebert.METHOD.with_options(**options))
 
 
 # The difficulty term

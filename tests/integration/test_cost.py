@@ -5,8 +5,8 @@ import torch
 
 from eeutils.exiting import rules, tradeoff
 from eeutils.models.backbone import Backbone
-from eeutils.exiting.evidence import record
 from eeutils.models.exits import MultiExitModel, own_pooler_exits, shared_pooler_exits
+from eeutils.models.record import record
 from eeutils.papers import finetuned
 from eeutils.training.settings import Setting
 from tests.helpers import accuracy
@@ -21,7 +21,9 @@ def test_flops_of_every_stage_are_those_that_torch_counts(name: str, tokens: int
     backbone = Backbone(tiny_encoder(name, attention="eager"))
     exits = own_pooler_exits(backbone, 3, "cls")
     model = MultiExitModel(backbone, {layer: exits[layer] for layer in layers}).eval()
-    assert model.cost(of_length(tokens))[:, 0].tolist() == flops_counted(model, tokens)
+    evidence = record(model, of_length(tokens))
+    assert evidence.cost["flops"][:, 0].tolist() == flops_counted(model, tokens)
+    assert evidence.cost["layers"][:, 0].tolist() == list(layers)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -31,19 +33,22 @@ def test_the_reference_is_the_plain_model_with_its_one_head(name: str) -> None:
     plain = MultiExitModel(backbone, {4: exits[4]}).eval()
     every = MultiExitModel(backbone, exits).eval()
     for tokens in (3, 17):
-        length = of_length(tokens)
-        assert plain.reference_cost(length).tolist() == flops_counted(plain, tokens)
-        assert every.reference_cost(length).tolist() == flops_counted(plain, tokens)
-        assert plain.cost(length)[-1].tolist() == plain.reference_cost(length).tolist()
+        counted = flops_counted(plain, tokens)
+        for model in (plain, every):
+            evidence = record(model, of_length(tokens))
+            assert evidence.reference["flops"].tolist() == counted
+            assert evidence.reference["layers"].tolist() == [4]
+        assert record(plain, of_length(tokens)).cost["flops"].tolist() == [counted]
 
 
 def test_a_truncated_model_is_measured_against_the_whole_encoder(encoder_folder: str) -> None:
     setting = Setting(backbone=encoder_folder)
-    whole, half = finetuned.build(setting, 2), finetuned.build(setting, 2, layers=2)
-    tokens = of_length(5, 30)
-    assert (half.layers, half.reference_layers) == ((2,), 4)
-    assert torch.equal(half.reference_cost(tokens), whole.reference_cost(tokens))
-    assert (half.cost(tokens) < 0.6 * whole.cost(tokens)).all()
+    models = [finetuned.build(setting, 2, finetuned.METHOD.with_options(layers=layers)) for layers in (None, 2)]
+    assert (models[1].layers, models[1].reference_layers) == ((2,), 4)
+    whole, half = (record(model, of_length(5, 30)) for model in models)
+    for kind in ("layers", "flops"):
+        assert torch.equal(half.reference[kind], whole.reference[kind])
+        assert (half.cost[kind] < 0.6 * whole.cost[kind]).all()
 
 
 def test_each_sample_costs_what_its_own_length_does_without_padding() -> None:
@@ -52,8 +57,8 @@ def test_each_sample_costs_what_its_own_length_does_without_padding() -> None:
     samples = tiny_samples(7)
     evidence = record(model, samples, batch_size=7)
     for row, length in enumerate(samples.lengths.tolist()):
-        assert evidence.cost[:, row].tolist() == flops_counted(model, length)
+        assert evidence.cost["flops"][:, row].tolist() == flops_counted(model, length)
     # With all heads on the way the last exit costs a little more than the plain model.
-    last = tradeoff.operate(evidence, rules.entropy(), accuracy, rules.NEVER)
+    last = tradeoff.at_threshold(evidence, rules.entropy(), accuracy, rules.NEVER)
     assert last["layer_speedup"] == 1
     assert 0.9 < last["flops_speedup"] < 1

@@ -24,7 +24,8 @@ from eeutils.data.tasks import Task
 from eeutils.errors import InputError
 from eeutils.models.record import record
 from eeutils.models.stages import Answers, MultiStageModel
-from eeutils.papers import badge, deebert, finetuned, hashee, pabee
+from eeutils.papers import badge, de3bert, deebert, finetuned, hashee, pabee
+from eeutils.papers.controls import prototypes_afterwards
 from eeutils.training import fingerprint, loop, runs
 from eeutils.training.loop import Phase
 from eeutils.training.method import Method, Notes, Options
@@ -123,7 +124,7 @@ def build(setting, classes, options):
     return finetuned.build(setting, classes, finetuned.METHOD.options)
 
 
-METHOD = Method("mine", "Mine", "nobody", build, finetuned.phases, {}, finetuned.METHOD.options)
+METHOD = Method("mine", "Mine", "nobody", build, finetuned.METHOD.phases, {}, finetuned.METHOD.options)
 '''
 
 
@@ -249,6 +250,16 @@ def test_the_code_that_a_paper_borrows_counts_and_what_only_reads_evidence_or_da
         assert after(module) == set(), module
 
 
+def test_the_code_of_a_control_counts_for_the_method_that_trains_with_it(
+    setting: Setting, change_source: Callable
+) -> None:
+    methods = (de3bert.METHOD, prototypes_afterwards.UNREGULARISED)
+    before = [key_of(method, setting) for method in methods]
+    change_source("papers.controls.prototypes_afterwards", lambda source: source + "\nmore = 1\n")
+    after = [key_of(method, setting) for method in methods]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False]
+
+
 def test_find_gives_what_is_there_and_trains_nothing(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs.find(finetuned.METHOD, setting, layers=2) is None
     run = train(setting=setting, layers=2)
@@ -260,7 +271,7 @@ def test_find_gives_what_is_there_and_trains_nothing(setting: Setting, monkeypat
 def finetuned_by(objective: Callable) -> Method:
     """The plain model's method with another objective."""
     return replace(
-        finetuned.METHOD, phases=lambda options: [replace(finetuned.phases(options)[0], objective=objective)]
+        finetuned.METHOD, phases=lambda options: [replace(finetuned.METHOD.phases(options)[0], objective=objective)]
     )
 
 
@@ -278,7 +289,7 @@ def test_a_run_that_was_interrupted_is_never_taken_for_one_and_goes_on(
         return finetuned.last_exit_loss(*arguments)
 
     broken = replace(
-        finetuned.METHOD, phases=lambda options: [replace(finetuned.phases(options)[0], objective=objective)]
+        finetuned.METHOD, phases=lambda options: [replace(finetuned.METHOD.phases(options)[0], objective=objective)]
     )
     with pytest.raises(KeyboardInterrupt):
         train(broken, setting)
@@ -309,7 +320,7 @@ def test_a_full_disk_leaves_no_half_run_and_the_next_call_does_not_train_again(
         return finetuned.last_exit_loss(*arguments)
 
     counted = replace(
-        finetuned.METHOD, phases=lambda options: [replace(finetuned.phases(options)[0], objective=objective)]
+        finetuned.METHOD, phases=lambda options: [replace(finetuned.METHOD.phases(options)[0], objective=objective)]
     )
     run = train(counted, setting)
     assert run.test.samples == 24

@@ -318,11 +318,35 @@ def test_weight_decay_is_on_matrices_only() -> None:
     model = tiny_model()
     model.requires_grad_(False)
     model.exits["2"].requires_grad_(True)
-    matrices, vectors = loop._decay_groups(model, 0.25)
+    matrices, vectors = loop._groups(model, 1.0, 0.25)
     head = model.exits["2"]
     assert {id(p) for p in matrices["params"]} == {id(head.classifier.weight), id(head.pooler.dense.weight)}
     assert {id(p) for p in vectors["params"]} == {id(head.classifier.bias), id(head.pooler.dense.bias)}
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.25, 0.0)
+
+
+def test_heads_have_a_rate_of_their_own_unless_the_phase_gives_one(tmp_path: Path) -> None:
+    rates: list[dict[str, float]] = []
+
+    def watched(groups: list, **options: float) -> torch.optim.AdamW:
+        optimizer = adamw(groups, **options)
+        rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        rates.append({name: rate_of[id(p)] for name, p in model.named_parameters() if id(p) in rate_of})
+        return optimizer
+
+    adamw, model = torch.optim.AdamW, tiny_model(pool="mean")
+    setting = Setting(**(SETTING.to_dict() | {"head_rate": 10.0, "epochs": 1}))
+    phases = [Phase("all", mean_loss), Phase("last head", mean_loss, trains=last_head, learning_rate=0.5)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", watched)
+        fit(model, phases, TRAIN, DEV, accuracy, setting, tmp_path, progress=False)
+    # The warm-up begins at 0, so these are the peaks that the schedule scales.
+    joint, last = rates
+    assert {rate for name, rate in joint.items() if name.startswith("backbone.")} == {2e-3}
+    assert {rate for name, rate in joint.items() if name.startswith("exits.")} == {2e-2}
+    assert len(joint) == len(list(model.parameters()))
+    assert set(last.values()) == {0.5}
+    assert all(name.startswith("exits.4.") for name in last)
 
 
 def test_every_sample_is_trained_on_once_an_epoch(tmp_path: Path) -> None:

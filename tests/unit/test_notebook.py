@@ -97,6 +97,18 @@ def test_a_notebook_for_classes_refuses_a_regression(parameters: dict[str, Any],
     assert here.name in ("pearson", "spearman")
 
 
+def test_a_notebook_that_only_reads_tables_needs_no_encoder(
+    parameters: dict[str, Any], shown: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(name: str) -> None:
+        raise AssertionError(f"{name} was looked for")
+
+    monkeypatch.setattr(notebook, "config_of", fetched)
+    here = open_notebook(parameters | {"backbone": "minilm-l6"}, needs_encoder=False)
+    assert here.setting.backbone == "minilm-l6"
+    assert shown == [], "it does not say what it runs: it runs nothing"
+
+
 def test_the_cell_that_opens_a_notebook_may_be_run_again(parameters: dict[str, Any], shown: list[Any]) -> None:
     first = open_notebook(parameters)
     parameters |= {"curves": {}, "seed": 4}  # by then the notebook's own variables are there, too

@@ -224,6 +224,13 @@ def test_an_unknown_task_gets_the_valid_names() -> None:
         load_task("movies")
 
 
+def load_glue(name: str, folder: Path, **arguments: int) -> Task:
+    """A GLUE task from a folder that `$GLUE_DIR` names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLUE_DIR", str(folder))
+        return load_task(name, **arguments)
+
+
 # GLUE: each layout as the original files have it. A maker gives the header (or "") and one line for a text and a label.
 
 Maker = Callable[[int, str], str]
@@ -301,7 +308,7 @@ def write_glue(root: Path, name: str, extra_train: tuple[str, ...] = (), extra_d
 
 @pytest.mark.parametrize("name", GLUE)
 def test_every_layout_is_read_and_split(name: str, tmp_path: Path) -> None:
-    task = load_task(name, glue_dir=write_glue(tmp_path, name))
+    task = load_glue(name, write_glue(tmp_path, name))
     assert (len(task.train), len(task.dev), len(task.test)) == (150, 50, 40)
     assert_disjoint(task)
     assert task.dropped == {}
@@ -341,7 +348,7 @@ def test_glue_dir_is_taken_from_the_environment(tmp_path: Path, monkeypatch: pyt
 
 def test_quotes_and_odd_line_separators_are_literal(tmp_path: Path) -> None:
     odd = ('he said "no\t1', "and \" left\u2028at \x85 once, l'été\t0")
-    task = load_task("sst2", glue_dir=write_glue(tmp_path, "sst2", extra_dev=odd))
+    task = load_glue("sst2", write_glue(tmp_path, "sst2", extra_dev=odd))
     assert task.test["text_a"][-2:] == ['he said "no', "and \" left\u2028at \x85 once, l'été"]
 
 
@@ -350,7 +357,7 @@ def test_texts_of_test_leave_train_and_repeated_texts_stay_in_one_split(tmp_path
     leaked = ["Text 1003\t1", "text  1004\t0"]
     glue = write_glue(tmp_path, "sst2", extra_train=(*repeated, *leaked))
     for seed in range(5):
-        task = load_task("sst2", glue_dir=glue, split_seed=seed)
+        task = load_glue("sst2", glue, split_seed=seed)
         assert task.dropped == {"train text also in test": (2, 302)}
         assert len(task.test) == 40
         assert len(task.train) + len(task.dev) == 300
@@ -366,16 +373,16 @@ def assert_disjoint_texts(task: Task) -> None:
 def test_a_malformed_row_is_named_but_skipped_where_the_published_file_has_some(name: str, tmp_path: Path) -> None:
     glue = write_glue(tmp_path, name, extra_train=("only one column",))
     if name == "qqp":
-        assert load_task(name, glue_dir=glue).dropped == {"malformed row": (1, 241)}
+        assert load_glue(name, glue).dropped == {"malformed row": (1, 241)}
         return
     line = 201 if name == "cola" else 202
     with pytest.raises(InputError, match=rf"train\.tsv, line {line}: found 1 columns, expected \d+ \("):
-        load_task(name, glue_dir=glue)
+        load_glue(name, glue)
 
 
 def test_empty_questions_of_qqp_are_skipped_and_ids_stay_row_numbers(tmp_path: Path) -> None:
     extra = ("200\t1\t2\t\tother 200\t0", "short", LAYOUTS["qqp"][3](202, "1"))
-    task = load_task("qqp", glue_dir=write_glue(tmp_path, "qqp", extra_train=extra))
+    task = load_glue("qqp", write_glue(tmp_path, "qqp", extra_train=extra))
     assert task.dropped == {"malformed row": (2, 243)}
     rows = {row["id"]: row["text_a"] for split in ("train", "dev") for row in getattr(task, split)}
     assert rows == {number: f"text {number}" for number in (*range(200), 202)}
@@ -386,44 +393,44 @@ def test_empty_questions_of_qqp_are_skipped_and_ids_stay_row_numbers(tmp_path: P
 def test_a_label_outside_the_classes_is_named(name: str, label: str, tmp_path: Path) -> None:
     glue = write_glue(tmp_path, name, extra_dev=(LAYOUTS[name][3](7000, label),))
     with pytest.raises(InputError, match=rf"line 4[12]: the label is '{label}', expected one of .*GLUE's test files"):
-        load_task(name, glue_dir=glue)
+        load_glue(name, glue)
 
 
 def test_an_unlabelled_test_file_is_recognised(tmp_path: Path) -> None:
     glue = write_glue(tmp_path, "rte")
     (glue / "RTE" / "dev.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tb\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"no column 'label'.*index, sentence1, sentence2.*carry no labels"):
-        load_task("rte", glue_dir=glue)
+        load_glue("rte", glue)
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "five", ""])
 def test_a_score_must_be_a_finite_number(number: str, tmp_path: Path) -> None:
     glue = write_glue(tmp_path, "stsb", extra_train=(LAYOUTS["stsb"][3](7000, number),))
     with pytest.raises(InputError, match=r"line 202: the label is .* expected a finite number"):
-        load_task("stsb", glue_dir=glue)
+        load_glue("stsb", glue)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\u00a0\u3000", "\u200b\u2060\ufeff", "\u00ad", "\u3164\ufe0f"])
 def test_an_empty_text_is_named_also_if_it_is_only_invisible(text: str, tmp_path: Path) -> None:
     glue = write_glue(tmp_path, "rte", extra_dev=(f"40\ttext\t{text}\tentailment",))
     with pytest.raises(InputError, match=r"dev\.tsv, line 42: the text is empty"):
-        load_task("rte", glue_dir=glue)
+        load_glue("rte", glue)
 
 
 def test_what_is_short_but_visible_is_a_text(tmp_path: Path) -> None:
     shown = ("?", "\U0001f642", "\u200bé", "中", "\U0001fae8")  # the last is younger than some Pythons' Unicode
     glue = write_glue(tmp_path, "rte", extra_dev=tuple(f"40\ttext\t{text}\tentailment" for text in shown))
-    assert tuple(load_task("rte", glue_dir=glue).test["text_b"][-5:]) == shown
+    assert tuple(load_glue("rte", glue).test["text_b"][-5:]) == shown
 
 
 def test_missing_folders_and_files_say_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere does not exist; set GLUE_DIR to the one that holds RTE/train\.tsv"):
-        load_task("rte", glue_dir=tmp_path / "nowhere")
+        load_glue("rte", tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"cannot read .*RTE/train\.tsv"):
-        load_task("rte", glue_dir=tmp_path)
+        load_glue("rte", tmp_path)
     glue = write_glue(tmp_path, "mnli")
     with pytest.raises(InputError, match=r"cannot read .*MNLI/dev_mismatched\.tsv"):
-        load_task("mnli-mm", glue_dir=glue)
+        load_glue("mnli-mm", glue)
 
 
 @pytest.mark.parametrize(("content", "problem"), [(b"", "no column"), (b"sentence\tlabel\ncaf\xe9\t1\n", "not UTF-8")])
@@ -431,7 +438,7 @@ def test_files_that_hold_something_else(content: bytes, problem: str, tmp_path: 
     glue = write_glue(tmp_path, "sst2")
     (glue / "SST-2" / "train.tsv").write_bytes(content)
     with pytest.raises(InputError, match=rf"train\.tsv.*{problem}"):
-        load_task("sst2", glue_dir=glue)
+        load_glue("sst2", glue)
 
 
 @pytest.mark.parametrize("name", GLUE)
@@ -451,7 +458,7 @@ def test_the_hub_gives_what_the_folder_gives(name: str, tmp_path: Path, monkeypa
         return datasets.Dataset.from_dict(rows | {"idx": list(numbers)})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert load_task(name).fingerprint == load_task(name, glue_dir=write_glue(tmp_path, name)).fingerprint
+    assert load_task(name).fingerprint == load_glue(name, write_glue(tmp_path, name)).fingerprint
 
 
 def test_a_hub_out_of_reach_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,23 +15,19 @@ def gradient_products(model: MultiExitModel, batch: Batch) -> Float[Tensor, "blo
     Entry (k, i, j) is <dL_i/dtheta_k, dL_j/dtheta_k>, theta_k the weights of block k; 0 where an exit stands below the
     block. Layers that share their weights (ALBERT) are one block. Without dropout, and the model is left as it was.
     """
-    was_training = model.training
-    model.eval()
     # As many blocks as there are sets of weights, in the order in which they first run.
-    blocks = list(dict.fromkeys(model.backbone.layers))
+    blocks = dict.fromkeys(model.backbone.layers)
     weights = [[weight for weight in block.parameters() if weight.requires_grad] for block in blocks]
     flat = [weight for block in weights for weight in block]
+    was_training = model.training
+    model.eval()
     losses = answer_loss(model(*batch.inputs).logits.float(), batch.labels).mean(dim=1)
-    by_exit = [
-        torch.autograd.grad(loss, flat, retain_graph=True, allow_unused=True, materialize_grads=True) for loss in losses
-    ]
     model.train(was_training)
-    products, start = [], 0
+    by_exit = [iter(torch.autograd.grad(loss, flat, retain_graph=True, materialize_grads=True)) for loss in losses]
+    products = []
     for block in weights:
-        end = start + len(block)
-        gradients = torch.stack([torch.cat([part.flatten() for part in exit[start:end]]) for exit in by_exit])
-        products.append(gradients.double() @ gradients.double().T)
-        start = end
+        gradients = torch.stack([torch.cat([next(parts).flatten() for _ in block]) for parts in by_exit]).double()
+        products.append(gradients @ gradients.T)
     return torch.stack(products).cpu()
 
 
@@ -44,8 +40,3 @@ def cosines(products: Float[Tensor, "*shape blocks stages stages"]) -> Float[Ten
     # The squared norm of gradient i over the blocks that gradient j reaches.
     squared = torch.einsum("...ki,...kj->...ij", norms, (norms > 0).to(norms.dtype))
     return products.sum(dim=-3) / (squared * squared.mT).sqrt()
-
-
-def gradient_cosines(model: MultiExitModel, batch: Batch) -> Float[Tensor, "stages stages"]:
-    """The conflict of every pair of exits on all that they share of the trunk."""
-    return cosines(gradient_products(model, batch))

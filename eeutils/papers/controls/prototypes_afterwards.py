@@ -26,8 +26,7 @@ def spaces(model: MultiExitModel) -> list[nn.Module]:
 
 def nearest_prototype_score(evidence: Evidence, metric: Metric) -> float:
     """The mean score over exits when the nearest prototype answers: what the metric space alone has learned."""
-    nearest = evidence.extras["distances"].argmin(dim=-1).numpy()
-    labels = evidence.labels.numpy()
+    nearest, labels = evidence.extras["distances"].argmin(dim=-1).numpy(), evidence.labels.numpy()
     return sum(float(metric(answers, labels)) for answers in nearest) / len(nearest)
 
 
@@ -66,11 +65,7 @@ def embed(model: MultiExitModel, samples: Samples, batch_size: int = 64) -> Floa
 def class_means(
     embedded: Float[Tensor, "stages samples dimension"], labels: Int[Tensor, " samples"], classes: int
 ) -> Float[Tensor, "stages classes dimension"]:
-    """Post-hoc prototypes: the mean of each class, to be taken over TRAINING samples.
-
-    Raises:
-        InputError: a class without a sample.
-    """
+    """Post-hoc prototypes: the mean of each class, none of them empty, to be taken over TRAINING samples."""
     counts = torch.bincount(labels, minlength=classes)
     if (counts == 0).any():
         raise InputError(f"class {int(counts.argmin())} has no sample, so it has no mean; give more samples")

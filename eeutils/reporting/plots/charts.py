@@ -56,14 +56,13 @@ def scatter(
     frame: pd.DataFrame, x: str, y: str, *, hue: str, panel: str, stars: pd.DataFrame | None = None, title: str = ""
 ) -> Figure:
     """Points, one panel per value of `panel`, each on a scale of its own; `stars`, in the same columns, stand out."""
-    looks, panels = looks_of(frame[hue].unique()), frame[panel].unique()
-    colours, markers = ({name: look[part] for name, look in looks.items()} for part in ("color", "marker"))
-    mapped = {"hue": hue, "hue_order": list(looks), "palette": colours}
-    mapped |= {"style": hue, "style_order": list(looks), "markers": markers}
+    panels = frame[panel].unique()
+    colours = {name: look["color"] for name, look in looks_of(frame[hue].unique()).items()}
+    look = {"hue_order": list(colours), "palette": colours, "style": hue, "style_order": list(colours)}
     figure, row = panels_of((0.5 + 3.6 * len(panels), 3.6), len(panels), title=title)
     for axes, name in zip(row, panels, strict=True):
         points, last = frame[frame[panel] == name], axes is row[-1]
-        sns.scatterplot(points, x=x, y=y, **mapped, s=16, alpha=0.55, linewidth=0, legend=last, ax=axes)
+        sns.scatterplot(points, x=x, y=y, hue=hue, s=16, alpha=0.55, linewidth=0, legend=last, ax=axes, **look)
         # The same length for one unit on both axes: distances are what such a figure is read for.
         axes.set_aspect("equal", adjustable="datalim")
         axes.margins(0.12)
