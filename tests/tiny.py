@@ -126,11 +126,10 @@ def tiny_samples(
 
 def flops_counted(model: MultiStageModel, tokens: int) -> list[float]:
     """What torch counts until each stage has answered, for one sentence of that many tokens."""
-    ids = torch.full((1, tokens), 5)
-    counted = []
+    inputs, counted = of_length(tokens).batch([0]).inputs, []
     for stages in range(1, model.stages + 1):
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            state = model.begin(ids, torch.ones_like(ids))
+            state = model.begin(*inputs)
             for stage in range(stages):
                 state, _ = model.step(stage, state)
         counted.append(float(counter.get_total_flops()))

@@ -1,4 +1,4 @@
-"""Any Hugging Face encoder as embeddings, a list of layers, and a mask.
+"""Any Hugging Face encoder as embeddings, a list of layers, and what these share, such as a mask.
 
 Owning the loop over the layers is what lets a sample leave between two of them. For every family, running all layers
 equals the family's own Hugging Face model exactly (tests/integration/test_backbone.py). Each layer adds what it spends

@@ -1,8 +1,8 @@
 """Complete models of growing size as stages: who is not sure enough starts again in the next one."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
@@ -33,11 +33,11 @@ class Cascade(MultiStageModel):
             raise InputError(
                 f"{len(models)} models need one encoding each, numbered from 0 without a gap; got {self.encodings}"
             )
-        self.layers = tuple(int(total) for total in torch.tensor([model.layers[-1] for model in models]).cumsum(dim=0))
+        self.layers = tuple(accumulate(model.layers[-1] for model in models))
         self.reference_layers, self.classes = models[-1].reference_layers, models[-1].classes
 
     def begin(self, *inputs: Tensor | None) -> tuple[Encoded, ...]:
-        state = tuple((inputs[place], inputs[place + 1], inputs[place + 2]) for place in range(0, len(inputs), 3))
+        state = tuple(zip(inputs[0::3], inputs[1::3], inputs[2::3], strict=True))
         if len(state) != max(self.encodings) + 1:
             raise InputError(
                 f"this cascade reads {max(self.encodings) + 1} vocabularies and the batch has {len(state)}; encode the "

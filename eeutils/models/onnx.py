@@ -37,9 +37,9 @@ def from_onnx(file: Path, like: Path) -> Path:
     weights = encoder_weights(file)
     config = json.loads((like / "config.json").read_text(encoding="utf-8"))
     vocabulary = (config["vocab_size"], config["hidden_size"])
-    found = weights["embeddings.word_embeddings.weight"].shape
-    if found != vocabulary:
-        raise InputError(f"{file.name} embeds {found} and {like.name} {vocabulary}; name a model that is like it")
+    embedded = weights["embeddings.word_embeddings.weight"].shape
+    if embedded != vocabulary:
+        raise InputError(f"{file.name} embeds {embedded} and {like.name} {vocabulary}; name a model that is like it")
     layers = {name.split(".")[2] for name in weights if name.startswith("encoder.layer.")}
     with atomic_write(folder) as partial:
         partial.mkdir()
@@ -76,10 +76,8 @@ def encoder_weights(file: Path) -> dict[str, np.ndarray]:
         weights[_encoder_name(bias).removesuffix("bias") + "weight"] = np.ascontiguousarray(tensors[matrix].T)
     strangers = [name for name in tensors if not _encoder_name(name) and name not in owners]
     if strangers or not weights:
-        found = (
-            f"{len(strangers)} tensors belong to no layer, {strangers[0]} for one" if strangers else "it has no tensor"
-        )
-        raise InputError(f"{file.name} is not a BERT encoder as PyTorch exports it: {found}")
+        why = f"{len(strangers)} tensors belong to no layer, {strangers[0]} for one" if strangers else "there is none"
+        raise InputError(f"{file.name} is not a BERT encoder as PyTorch exports it: {why}")
     return weights
 
 

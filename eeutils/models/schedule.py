@@ -202,10 +202,10 @@ def _cluster_score(embeddings: Tensor, clusters: int, seed: int) -> Tensor:
     The paper's order by the SUM of norms is decided by the size of the clusters.
     """
     vectors = embeddings.detach().double().cpu().numpy()
-    found = KMeans(min(clusters, len(vectors)), n_init=_RESTARTS, random_state=seed).fit(vectors)
-    label = torch.from_numpy(found.labels_).long()
-    distance = torch.from_numpy(found.transform(vectors)).gather(1, label[:, None])[:, 0]
-    norms = torch.zeros(len(found.cluster_centers_), dtype=torch.float64)
+    means = KMeans(min(clusters, len(vectors)), n_init=_RESTARTS, random_state=seed).fit(vectors)
+    label = torch.from_numpy(means.labels_).long()
+    distance = torch.from_numpy(means.transform(vectors)).gather(1, label[:, None])[:, 0]
+    norms = torch.zeros(len(means.cluster_centers_), dtype=torch.float64)
     norms = norms.index_add(0, label, torch.from_numpy(vectors).norm(dim=1)) / label.bincount()
     place = norms.argsort().argsort()[label]
     return -(place + distance / (1 + distance.max()))

@@ -18,7 +18,7 @@ from eeutils.models.stages import Answer, MultiStageModel
 
 @dataclass(frozen=True)
 class HashState:
-    """The hidden states before the first layer, and how many layers each token will run."""
+    """The hidden states, and how many layers each token runs; 0 for padding."""
 
     hidden: Hidden
     layers: Int[Tensor, "batch tokens"]
@@ -70,8 +70,8 @@ class HashExitModel(MultiStageModel):
     def begin(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> HashState:
         schedule = self.schedule
         if self.training and self.drawn:
-            family = windows(self.backbone.depth)
-            schedule = schedule.window(*family[int(torch.randint(len(family), ()))])
+            choice = windows(self.backbone.depth)
+            schedule = schedule.window(*choice[int(torch.randint(len(choice), ()))])
         hidden = self.backbone.embed(input_ids, attention_mask, token_type_ids)
         return HashState(hidden, schedule.layers_of(input_ids, attention_mask))
 

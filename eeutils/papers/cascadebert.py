@@ -68,7 +68,7 @@ class CascadeOptions(Options):
     repeats: int = 5
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or not 0 < self.margin <= 1:
+        if not self.weight >= 0 or not 0 < self.margin <= 1:
             got = f"{self.weight} and {self.margin}"
             raise InputError(f"weight is 0 or more and margin above 0 and at most 1; got {got}")
         if self.repeats < 1:

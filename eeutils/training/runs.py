@@ -207,6 +207,8 @@ def fit_and_record(
         loop.start_at_mean(model, train)
     if parent is not None:
         _load_into(model, parent.directory / "model.safetensors")
+    # Once the model stands: what it refuses is told before notes are made, which may take many trainings.
+    train = train.with_notes(**method.annotate(setting, options))
     log.info("training %s on %s, seed %s", method.name, setting.task, setting.seed)
     history = loop.fit(
         model, method.phases(options), train, dev, metric_of(setting.task), setting, work, progress=progress
@@ -219,7 +221,7 @@ def fit_and_record(
 def _train(run: Run, key: str, parent: Run | None, progress: bool) -> None:
     method, setting, options = run.method, run.setting, run.options
     work = runs_dir() / f".work-{key[:KEY_LETTERS]}"
-    train = run.samples("train").with_notes(**method.annotate(setting, options))
+    train = run.samples("train")
     splits = {split: run.samples(split) for split in SPLITS}
     model, history, evidence = fit_and_record(
         method, setting, options, train, splits["dev"], splits, work, parent=parent, progress=progress

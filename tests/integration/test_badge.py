@@ -2,27 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from eeutils.exiting import rules, tradeoff
-from eeutils.models.backbone import Backbone
 from eeutils.data.samples import Batch
 from eeutils.errors import InputError
-from eeutils.exiting.evidence import record
+from eeutils.exiting import rules, tradeoff
+from eeutils.models.backbone import Backbone
 from eeutils.models.exits import MultiExitModel, shared_pooler_exits
+from eeutils.models.record import record
+from eeutils.models.runtime import Runtime
 from eeutils.papers import badge, pabee
+from eeutils.papers.badge import BadgeOptions
 from eeutils.papers.controls.gradient_conflict import cosines, gradient_products
 from eeutils.training.runs import load_or_train
-from eeutils.models.runtime import Runtime
 from eeutils.training.settings import Setting
 from tests.tiny import CONFIGS, flops_counted, of_length, tiny_encoder, tiny_samples
 
 SAMPLES = tiny_samples(12)
 BATCH = SAMPLES.batch(range(12))
-BYPASSES = badge.BYPASSES
+BYPASSES = get_args(badge.Bypass)
 CONTROLLED = (*BYPASSES, "wide-head")
 
 
@@ -95,9 +97,9 @@ def test_the_trunk_never_sees_a_bypass(wiring: str) -> None:
 def test_before_training_every_wiring_answers_as_pabee_s_model(setting: Setting, wiring: str, pool: str) -> None:
     pooling = replace(setting, pool=pool)
     torch.manual_seed(0)
-    plain = pabee.build(pooling, 2).eval()
+    plain = pabee.build(pooling, 2, pabee.METHOD.options).eval()
     torch.manual_seed(0)
-    model = badge.build(pooling, 2, wiring=wiring).eval()
+    model = badge.build(pooling, 2, BadgeOptions(wiring)).eval()
     with torch.inference_mode():
         torch.testing.assert_close(model(*BATCH.inputs).logits, plain(*BATCH.inputs).logits, atol=1e-6, rtol=1e-6)
     if wiring == "none":
@@ -106,19 +108,19 @@ def test_before_training_every_wiring_answers_as_pabee_s_model(setting: Setting,
 
 @pytest.mark.parametrize("wiring", CONTROLLED)
 def test_every_wiring_adds_exactly_as_many_parameters(setting: Setting, wiring: str) -> None:
-    def count(model: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in model.parameters())
+    def count(options: BadgeOptions) -> int:
+        return sum(parameter.numel() for parameter in badge.build(setting, 2, options).parameters())
 
-    added = count(badge.build(setting, 2, wiring=wiring, rank=5)) - count(badge.build(setting, 2, wiring="none"))
+    added = count(BadgeOptions(wiring, rank=5)) - count(BadgeOptions("none"))
     # Four exits; W_down and W_up of 5 x 16 with their biases.
     assert added == 4 * (2 * 5 * 16 + 5 + 16)
 
 
-def test_an_unknown_wiring_is_refused(setting: Setting) -> None:
+def test_an_unknown_wiring_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"unknown wiring 'parallels' \(did you mean 'parallel'\?\); choose one of: none, "
     ):
-        badge.build(setting, 2, wiring="parallels")
+        badge.METHOD.with_options(wiring="parallels")
 
 
 # FlopCounterMode sees nothing of attention inside SDPA on a CPU; the eager form is the same work.
@@ -127,15 +129,15 @@ def test_an_unknown_wiring_is_refused(setting: Setting) -> None:
 @pytest.mark.parametrize("wiring", CONTROLLED)
 def test_flops_are_those_that_torch_counts(wiring: str, pool: str, tokens: int) -> None:
     model = bypassed(wiring, pool, attention="eager")
-    assert model.cost(of_length(tokens))[:, 0].tolist() == flops_counted(model, tokens)
+    assert record(model, of_length(tokens)).cost["flops"][:, 0].tolist() == flops_counted(model, tokens)
 
 
 @pytest.mark.parametrize("wiring", CONTROLLED)
 def test_the_plain_model_that_speed_ups_are_measured_against_has_no_bypass(wiring: str) -> None:
     backbone = Backbone(tiny_encoder())
     without = MultiExitModel(backbone, shared_pooler_exits(backbone, 2, "mean"))
-    samples = of_length(4, 30)
-    assert torch.equal(bypassed(wiring).reference_cost(samples), without.reference_cost(samples))
+    ours, theirs = (record(model, of_length(4, 30)).reference["flops"] for model in (bypassed(wiring), without))
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12])
@@ -154,17 +156,17 @@ def test_leaving_early_in_any_batch_answers_as_the_evidence_says(wiring: str, po
 
 def by_hand(model: MultiExitModel, blocks: Sequence[nn.Module]) -> list[list[Tensor]]:
     """The gradient of each exit's loss on each block, by one backward pass an exit."""
-    found = []
+    gradients = []
     for stage in range(model.stages):
         model.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(model(*BATCH.inputs).logits[stage], BATCH.labels).backward()
-        found.append(
+        gradients.append(
             [
                 torch.cat([(torch.zeros_like(w) if w.grad is None else w.grad).flatten() for w in block.parameters()])
                 for block in blocks
             ]
         )
-    return found
+    return gradients
 
 
 def test_gradient_cosines_are_those_of_one_backward_pass_an_exit() -> None:

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,19 +11,21 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from eeutils.exiting import rules, tradeoff
-from eeutils.training import runs
-from eeutils.models.backbone import Backbone, load_tokenizer
 from eeutils.data.samples import Batch, encode
 from eeutils.errors import InputError
-from eeutils.exiting.evidence import record
-from eeutils.models.exits import Answers, Exit, MultiExitModel, Pooler
-from eeutils.papers import cascadebert, finetuned
-from eeutils.papers.cascadebert import METHOD, Cascade, difficulty_loss, same_vocabulary
-from eeutils.training.runs import load_or_train
+from eeutils.exiting import rules, tradeoff
+from eeutils.models.backbone import Backbone
+from eeutils.models.cascade import Cascade
+from eeutils.models.exits import Exit, MultiExitModel, Pooler
+from eeutils.models.record import record
 from eeutils.models.runtime import Runtime
+from eeutils.models.vocabularies import same_vocabulary, tokenizers_of
+from eeutils.papers import cascadebert, finetuned
+from eeutils.papers.cascadebert import METHOD, CascadeOptions, Pairs, cascade_loss, difficulty_loss
+from eeutils.training import fingerprint
+from eeutils.training.runs import load_or_train
 from eeutils.training.settings import Setting
-from tests.helpers import accuracy, make_evidence
+from tests.helpers import accuracy, answers_of, make_evidence
 from tests.tiny import WORDS, sentences, tiny_encoder, tiny_samples, tiny_tokenizer
 
 DEPTHS = (1, 2, 4)
@@ -91,9 +94,9 @@ def test_a_row_of_models_runs_as_it_is_simulated_at_every_batch_size(depths: tup
     for threshold in (0.6, 0.75, rules.NEVER):
         simulated = tradeoff.decide(evidence, rule, threshold)
         for batch_size in (1, 7, 40):
-            found = Runtime(model, rule, threshold)(samples, batch_size=batch_size)
-            assert found.stages.tolist() == simulated.stages.tolist()
-            torch.testing.assert_close(found.logits.float(), simulated.logits, atol=1e-4, rtol=1e-4)
+            outcome = Runtime(model, rule, threshold)(samples, batch_size=batch_size)
+            assert outcome.stages.tolist() == simulated.stages.tolist()
+            torch.testing.assert_close(outcome.logits.float(), simulated.logits, atol=1e-4, rtol=1e-4)
     assert len(tradeoff.decide(evidence, rule, 0.75).stages.unique()) == len(depths)
 
 
@@ -127,12 +130,13 @@ def test_cost_adds_up_over_the_models_that_ran_and_is_measured_against_the_last(
     model, samples = cascade(DEPTHS), tiny_samples(12)
     assert model.layers == (1, 3, 7)
     assert model.reference_layers == 4
-    alone = [part.cost(samples)[-1] for part in model.models]
-    cost = model.cost(samples)
+    evidence = record(model, samples)
+    cost = evidence.cost["flops"]
+    alone = [record(part, samples).cost["flops"][-1] for part in model.models]
     torch.testing.assert_close(cost[0], alone[0])
     torch.testing.assert_close(cost[2], alone[0] + alone[1] + alone[2])
-    torch.testing.assert_close(model.reference_cost(samples), alone[2])
-    curve = tradeoff.sweep(record(model, samples), rules.confidence(), accuracy)
+    torch.testing.assert_close(evidence.reference["flops"], alone[2])
+    curve = tradeoff.sweep(evidence, rules.confidence(), accuracy)
     assert curve.layer_speedup.max() == pytest.approx(4)
     # A cascade that always goes on is slower than the large model alone, and says so.
     assert curve.layer_speedup.min() == pytest.approx(4 / 7)
@@ -153,11 +157,11 @@ def test_models_of_two_vocabularies_each_read_their_own() -> None:
     assert samples.lengths.tolist() != samples.others[0].lengths.tolist()
     model, rule = cascade((1, 3), encodings=[1, 0]), rules.confidence()
     evidence = record(model, samples)
-    for stage, read in ((0, alone[1]), (1, alone[0])):
-        wanted = record(model.models[stage], read)
-        torch.testing.assert_close(evidence.logits[stage], wanted.logits[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(evidence.cost[1], model.models[0].cost(alone[1])[0] + model.models[1].cost(alone[0])[0])
-    torch.testing.assert_close(evidence.reference_cost, model.models[1].cost(alone[0])[0])
+    small, large = record(model.models[0], alone[1]), record(model.models[1], alone[0])
+    for logits, wanted in zip(evidence.logits, (small, large), strict=True):
+        torch.testing.assert_close(logits, wanted.logits[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(evidence.cost["flops"][1], small.cost["flops"][0] + large.cost["flops"][0])
+    torch.testing.assert_close(evidence.reference["flops"], large.cost["flops"][0])
     stages = tradeoff.decide(evidence, rule, 0.7).stages
     assert len(stages.unique()) == 2
     for batch_size in (1, 8):
@@ -189,7 +193,7 @@ def test_a_vocabulary_is_the_same_when_pieces_normalisation_and_special_tokens_a
 
 def test_each_model_keeps_its_own_number_of_layers(setting: Setting, small_folder: str) -> None:
     # The authors' code builds all models with the last one's configuration: 2 layers would come with random others.
-    model = cascadebert.build(setting, 3, models=(small_folder,))
+    model = cascadebert.build(setting, 3, CascadeOptions((small_folder,)))
     assert [len(part.backbone.layers) for part in model.models] == [2, 4]
     saved = tiny_encoder(num_hidden_layers=2).state_dict()
     loaded = model.models[0].backbone.model.state_dict()
@@ -202,31 +206,33 @@ def test_tokens_are_shared_where_vocabularies_are_the_same(
     setting: Setting, small_folder: str, strange_folder: str
 ) -> None:
     big = setting.backbone
-    assert cascadebert.reads(setting, models=(small_folder,)) == (big,)
-    assert cascadebert.reads(setting, models=(strange_folder, small_folder)) == (big, strange_folder)
-    assert cascadebert.build(setting, 2, models=(strange_folder, small_folder)).encodings == (1, 0, 0)
+    for smaller, vocabularies in (((small_folder,), [big]), ((strange_folder, small_folder), [big, strange_folder])):
+        names = METHOD.encoders(setting, CascadeOptions(smaller))
+        assert names == (*smaller, big)
+        assert [tokenizer.name_or_path for tokenizer in tokenizers_of(names)] == vocabularies
+    assert cascadebert.build(setting, 2, CascadeOptions((strange_folder, small_folder))).encodings == (1, 0, 0)
 
 
 def test_models_that_do_not_fit_are_refused_before_training(
     setting: Setting, small_folder: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"no smaller complete model is known .* models=\(...\)"):
-        cascadebert.build(setting, 2)
+        cascadebert.build(setting, 2, CascadeOptions())
     with pytest.raises(InputError, match="a regression has no probabilities"):
         load_or_train(METHOD, replace(setting, task="movie-valence"), models=(small_folder,), progress=False)
     few = save_folder(tmp_path / "few", 1, tiny_tokenizer(), vocab_size=10)
     with pytest.raises(InputError, match="has 20 tokens and its encoder embeds 10"):
-        cascadebert.build(setting, 2, models=(few,))
+        cascadebert.build(setting, 2, CascadeOptions((few,)))
     short = save_folder(tmp_path / "short", 1, tiny_tokenizer(), max_position_embeddings=30)
     with pytest.raises(InputError, match="reads 30 tokens and max_length is 40"):
-        cascadebert.build(setting, 2, models=(short,))
+        cascadebert.build(setting, 2, CascadeOptions((short,)))
     for options, sentence in (
         ({"weight": -1.0, "margin": 0.5, "pairs": "all"}, "weight is 0 or more"),
         ({"weight": 1.0, "margin": 1.5, "pairs": "all"}, "margin above 0"),
-        ({"weight": 1.0, "margin": 0.5, "pairs": "every"}, "unknown form of pairs 'every'"),
+        ({"weight": 1.0, "margin": 0.5, "pairs": "every"}, "unknown pairs 'every'"),
     ):
         with pytest.raises(InputError, match=sentence):
-            cascadebert.METHOD.phases(cascadebert.METHOD.with_options(**options))
+            METHOD.with_options(**options)
 
 
 # The difficulty term
@@ -250,8 +256,8 @@ def test_the_sampled_form_is_the_pair_form_on_average() -> None:
     assert drawn.mean().item() == pytest.approx(sum(pairs) / len(pairs), abs=4 * drawn.std().item() / 3000**0.5)
 
 
-@pytest.mark.parametrize("pairs", cascadebert.PAIRS)
-def test_the_difficulty_term_lifts_easy_samples_and_lowers_hard_ones(pairs: str) -> None:
+@pytest.mark.parametrize("pairs", get_args(Pairs))
+def test_the_difficulty_term_lifts_easy_samples_and_lowers_hard_ones(pairs: Pairs) -> None:
     confidence = torch.tensor([0.6, 0.9, 0.8], requires_grad=True)
     difficulty_loss(confidence, torch.tensor([False, True, False]), 0.5, pairs).backward()
     assert confidence.grad[0] < 0 < confidence.grad[1]
@@ -274,7 +280,8 @@ def test_the_loss_is_the_sum_over_models_and_the_term_leaves_the_last_one_alone(
     batch = Batch(zeros, zeros + 1, None, labels, torch.arange(4), {"difficulty": hard})
 
     def loss(weight: float, logits: Tensor = logits) -> Tensor:
-        return cascadebert.cascade_loss(weight, 0.5, "all")(cascade((1,)), Answers(logits), batch)
+        options = CascadeOptions(weight=weight, margin=0.5, pairs="all")
+        return cascade_loss(options, cascade((1,)), answers_of(logits), batch)
 
     entropies = sum(torch.nn.functional.cross_entropy(stage, labels) for stage in logits)
     assert loss(0.0).item() == pytest.approx(entropies.item(), rel=1e-5)
@@ -293,16 +300,16 @@ def test_difficulty_is_what_most_models_that_did_not_see_a_sample_get_wrong(
     def opinion(method: object, small: Setting, folds: int, seed: int) -> object:
         asked.append((method, small.backbone, folds, seed))
         labels = torch.tensor([0, 1, 0, 1])
-        said = torch.where(torch.tensor(right[seed]).bool(), labels, 1 - labels)
-        return make_evidence(torch.nn.functional.one_hot(said, 2)[None].float(), labels, ids=[7, 3, 9, 1])
+        answers = torch.where(torch.tensor(right[seed]).bool(), labels, 1 - labels)
+        return make_evidence(torch.nn.functional.one_hot(answers, 2)[None].float(), labels, ids=[7, 3, 9, 1])
 
     monkeypatch.setattr(cascadebert, "out_of_fold", opinion)
     options = METHOD.with_options(models=(small_folder,), folds=2, repeats=3)
-    notes = cascadebert.annotate(setting, **options)
+    notes = METHOD.annotate(setting, options)
     ids, hard = notes["difficulty"]
     assert dict(zip(ids.tolist(), hard.tolist(), strict=True)) == {7: 0, 3: 1, 9: 1, 1: 1}
     assert asked == [(finetuned.METHOD, small_folder, 2, seed) for seed in range(3)]
-    assert cascadebert.annotate(setting, **(options | {"weight": 0.0})) == {}
+    assert METHOD.annotate(setting, replace(options, weight=0.0)) == {}
 
 
 @pytest.mark.usefixtures("tiny_tasks")
@@ -310,17 +317,16 @@ def test_difficulty_is_what_most_models_that_did_not_see_a_sample_get_wrong(
 def test_from_difficulty_over_training_to_the_runtime(
     setting: Setting, smaller: str, request: pytest.FixtureRequest
 ) -> None:
-    models_before = (request.getfixturevalue(smaller),)
-    options = {"models": models_before, "folds": 2, "repeats": 1}
+    options = {"models": (request.getfixturevalue(smaller),), "folds": 2, "repeats": 1}
     run = load_or_train(METHOD, replace(setting, epochs=6, learning_rate=5e-3, pool="mean"), progress=False, **options)
     assert run.history.loss.iloc[-1] < run.history.loss.iloc[0]
     rule = METHOD.rules["confidence"]
     threshold = tradeoff.threshold_for_speedup(run.dev, rule, 1.2)
     simulated = tradeoff.decide(run.test, rule, threshold)
     assert len(simulated.stages.unique()) == 2
-    found = Runtime(run.model(), rule, threshold)(run.samples("test"), batch_size=5)
-    assert found.stages.tolist() == simulated.stages.tolist()
-    tokenizers = [load_tokenizer(name) for name in cascadebert.reads(setting, models_before)]
+    outcome = Runtime(run.model(), rule, threshold)(run.samples("test"), batch_size=5)
+    assert outcome.stages.tolist() == simulated.stages.tolist()
+    tokenizers = tokenizers_of(run.encoders)
     texts = sentences(24, seed=2)[0]  # the texts of the test split
     assert Runtime(run.model(), rule, threshold, tokenizers, 40)(texts).stages.tolist() == simulated.stages.tolist()
     # Another task's texts are read in all vocabularies, too.
@@ -330,8 +336,8 @@ def test_from_difficulty_over_training_to_the_runtime(
 @pytest.mark.usefixtures("tiny_tasks")
 def test_other_weights_of_a_smaller_model_are_another_run(setting: Setting, tmp_path: Path) -> None:
     smaller = Path(shutil.copytree(setting.backbone, tmp_path / "smaller"))
-    options = cascadebert.METHOD.with_options(models=(str(smaller),))
-    before = runs.run_key(cascadebert.METHOD, setting, options)
+    options = METHOD.with_options(models=(str(smaller),))
+    before = fingerprint.run_key(METHOD, setting, options)
     tiny_encoder(seed=7).save_pretrained(smaller)
-    runs._weights_fingerprint.cache_clear()
-    assert runs.run_key(cascadebert.METHOD, setting, options) != before
+    fingerprint._weights_fingerprint.cache_clear()
+    assert fingerprint.run_key(METHOD, setting, options) != before

@@ -5,22 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eeutils.exiting import rules, tradeoff
-from eeutils.training import runs
-from eeutils.models.backbone import Backbone
 from eeutils.data.samples import Batch
 from eeutils.errors import InputError
-from eeutils.exiting.evidence import record, record_features
-from eeutils.models.exits import MultiExitModel
-from eeutils.papers import consistentee, pabee
-from eeutils.papers.consistentee import METHOD
-from eeutils.training.runs import load_or_train
+from eeutils.exiting import rules, tradeoff
+from eeutils.models.backbone import Backbone
+from eeutils.models.exits import MultiExitModel, shared_pooler_exits
+from eeutils.models.record import record, record_features
 from eeutils.models.runtime import Runtime
-from eeutils.training.settings import Setting
+from eeutils.papers import consistentee, pabee
+from eeutils.papers.consistentee import METHOD, ConsistentOptions, Gradient, policy_loss
+from eeutils.papers.controls.frozen_policies import with_policies
+from eeutils.training import runs
 from eeutils.training.loop import answer_loss
+from eeutils.training.runs import load_or_train
+from eeutils.training.settings import Setting
 from tests.tiny import tiny_encoder, tiny_samples
 
-OPTIONS = {"speed_weight": 0.1, "hardness": "memorized"}
+OPTIONS = ConsistentOptions(speed_weight=0.1)
 
 
 @pytest.fixture
@@ -41,8 +42,7 @@ def test_a_sample_never_receives_cross_entropy_from_an_exit_that_it_did_not_take
     answers = model.eval()(*batch.inputs)
     answers.logits.retain_grad()
     torch.manual_seed(7)
-    loss = consistentee.policy_loss(model, answers, batch, **OPTIONS, gradient="sampled", consistent="one exit")
-    loss.backward()
+    policy_loss(OPTIONS, True, model, answers, batch).backward()
     torch.manual_seed(7)
     drawn = consistentee.draw_exits(answers.extras["policy_logit"], consistentee.REPLICAS)
     received = answers.logits.grad.abs().sum(dim=-1)
@@ -55,7 +55,7 @@ def test_cross_entropy_counts_as_often_as_an_exit_was_taken(model, batch) -> Non
     answers = model.eval()(*batch.inputs)
     answers.logits.retain_grad()
     torch.manual_seed(7)
-    consistentee.policy_loss(model, answers, batch, **OPTIONS, gradient="sampled", consistent="one exit").backward()
+    policy_loss(OPTIONS, True, model, answers, batch).backward()
     torch.manual_seed(7)
     drawn = consistentee.draw_exits(answers.extras["policy_logit"], consistentee.REPLICAS)
     wanted = torch.zeros_like(answers.logits)
@@ -70,7 +70,7 @@ def test_cross_entropy_counts_as_often_as_an_exit_was_taken(model, batch) -> Non
 def test_in_the_policy_s_own_phase_no_answer_is_trained(model, batch) -> None:
     answers = model.eval()(*batch.inputs)
     answers.logits.retain_grad()
-    consistentee.policy_loss(model, answers, batch, **OPTIONS, gradient="sampled").backward()
+    policy_loss(OPTIONS, False, model, answers, batch).backward()
     assert answers.logits.grad is None
     assert model.exits["1"].policy[0].weight.grad.abs().sum() > 0
     # Nobody asks the last exit whether to leave.
@@ -78,26 +78,27 @@ def test_in_the_policy_s_own_phase_no_answer_is_trained(model, batch) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["sampled", "exact"])
-def test_cross_entropy_has_no_say_in_which_exit_is_taken(model, batch, gradient: str) -> None:
+def test_cross_entropy_has_no_say_in_which_exit_is_taken(model, batch, gradient: Gradient) -> None:
     policy = model.exits["2"].policy[2].weight
-    found = []
-    for consistent in (None, "one exit", "all exits"):
+    gradients = []
+    for with_model, consistent in ((False, "one exit"), (True, "one exit"), (True, "all exits")):
+        options = replace(OPTIONS, gradient=gradient, consistent=consistent)
         model.zero_grad()
         torch.manual_seed(1)
         answers = model.eval()(*batch.inputs)
-        consistentee.policy_loss(model, answers, batch, **OPTIONS, gradient=gradient, consistent=consistent).backward()
-        found.append(policy.grad.clone())
-    assert found[0].abs().sum() > 0
-    torch.testing.assert_close(found[1], found[0])
-    torch.testing.assert_close(found[2], found[0])
+        policy_loss(options, with_model, model, answers, batch).backward()
+        gradients.append(policy.grad.clone())
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[0])
 
 
 def test_requiring_all_exits_adds_pabee_s_loss(model, batch) -> None:
     answers = model.eval()(*batch.inputs)
     torch.manual_seed(1)
-    alone = consistentee.policy_loss(model, answers, batch, **OPTIONS, gradient="sampled")
+    alone = policy_loss(OPTIONS, False, model, answers, batch)
     torch.manual_seed(1)
-    both = consistentee.policy_loss(model, answers, batch, **OPTIONS, gradient="sampled", consistent="all exits")
+    both = policy_loss(replace(OPTIONS, consistent="all exits"), True, model, answers, batch)
     assert (both - alone).item() == pytest.approx(pabee.weighted_loss(model, answers, batch).item(), rel=1e-4)
 
 
@@ -112,14 +113,13 @@ def test_a_frozen_classifier_answers_without_dropout_while_its_policy_is_trained
 
 
 def test_the_policy_is_counted_in_the_cost(model) -> None:
-    samples = tiny_samples(3)
-    backbone = model.backbone
-    without = MultiExitModel(backbone, {k: pabee.shared_pooler_exits(backbone, 2, "mean")[k] for k in range(1, 5)})
+    samples, plain = tiny_samples(3), shared_pooler_exits(model.backbone, 2, "mean")
+    ours, without = record(model, samples), record(MultiExitModel(model.backbone, plain), samples)
     one = 2 * (16 * consistentee.HIDDEN + consistentee.HIDDEN)
-    more = model.cost(samples) - without.cost(samples)
+    more = ours.cost["flops"] - without.cost["flops"]
     assert more.tolist() == [[one * stage] * 3 for stage in (1, 2, 3, 4)]
     # The plain model that speed-ups refer to has no policy.
-    assert torch.equal(model.reference_cost(samples), without.reference_cost(samples))
+    assert torch.equal(ours.reference["flops"], without.reference["flops"])
 
 
 def test_probability_and_logit_of_a_policy_agree(model) -> None:
@@ -146,7 +146,7 @@ def test_from_memorized_layers_to_the_runtime(setting: Setting) -> None:
 
 @pytest.mark.usefixtures("tiny_tasks")
 def test_memorized_layers_are_those_of_phase_1_and_go_with_the_samples_ids(setting: Setting) -> None:
-    ids, layers = METHOD.annotate(setting, **METHOD.with_options())["memorized_layer"]
+    ids, layers = METHOD.annotate(setting, METHOD.options)["memorized_layer"]
     evidence = load_or_train(pabee.METHOD, setting, progress=False).train
     assert torch.equal(ids, runs.samples_of(setting, "train").ids)
     right = evidence.predictions == evidence.labels
@@ -159,7 +159,7 @@ def test_memorized_layers_are_those_of_phase_1_and_go_with_the_samples_ids(setti
 @pytest.mark.usefixtures("tiny_tasks")
 def test_cross_fitted_memorized_layers_come_from_models_that_did_not_see_the_sample(setting: Setting) -> None:
     options = METHOD.with_options(memorized="cross-fitted")
-    ids, layers = METHOD.annotate(setting, **options)["memorized_layer"]
+    ids, layers = METHOD.annotate(setting, options)["memorized_layer"]
     assert torch.equal(ids, runs.samples_of(setting, "train").ids)
     assert set(layers.tolist()) <= {1, 2, 3, 4}
     folders = [path.name for path in runs.runs_dir().glob("folds=*")]
@@ -178,10 +178,10 @@ def test_policies_on_frozen_features_are_those_of_the_model_itself(setting: Sett
     model, samples = run.model(), run.samples("test")
     features = record_features(model, samples, batch_size=5)
     networks = torch.nn.ModuleList(consistentee.policies(model))
-    found = consistentee.with_policies(run.test, networks, features)
-    torch.testing.assert_close(found.extras["policy"], run.test.extras["policy"], atol=1e-5, rtol=1e-4)
+    again = with_policies(run.test, networks, features)
+    torch.testing.assert_close(again.extras["policy"], run.test.extras["policy"], atol=1e-5, rtol=1e-4)
     heads = [model.exits[str(layer)].classifier for layer in model.layers]
     logits = torch.stack([head(vectors) for head, vectors in zip(heads, features, strict=True)])
     torch.testing.assert_close(logits, run.test.logits, atol=1e-5, rtol=1e-4)
     assert answer_loss(logits, samples.labels).isfinite().all()
-    assert rules.policy().readiness(found).shape == (4, 24)
+    assert rules.policy().readiness(again).shape == (4, 24)

@@ -5,6 +5,7 @@ import torch
 
 from eeutils.exiting import rules, tradeoff
 from eeutils.models.backbone import Backbone
+from eeutils.models.cascade import Cascade
 from eeutils.models.exits import MultiExitModel, own_pooler_exits, shared_pooler_exits
 from eeutils.models.record import record
 from eeutils.papers import finetuned
@@ -24,6 +25,18 @@ def test_flops_of_every_stage_are_those_that_torch_counts(name: str, tokens: int
     evidence = record(model, of_length(tokens))
     assert evidence.cost["flops"][:, 0].tolist() == flops_counted(model, tokens)
     assert evidence.cost["layers"][:, 0].tolist() == list(layers)
+
+
+def test_flops_of_a_cascade_are_those_that_torch_counts_model_after_model() -> None:
+    backbones = [Backbone(tiny_encoder(attention="eager", num_hidden_layers=depth)) for depth in (1, 2, 4)]
+    parts = [MultiExitModel(backbone, own_pooler_exits(backbone, 2, "mean")).eval() for backbone in backbones]
+    model = Cascade(parts).eval()
+    for tokens in (3, 17):
+        evidence = record(model, of_length(tokens))
+        assert evidence.cost["flops"][:, 0].tolist() == flops_counted(model, tokens)
+        assert evidence.cost["layers"][:, 0].tolist() == [1, 3, 7]
+        plain = MultiExitModel(backbones[-1], {4: parts[-1].exit_at(-1)}).eval()
+        assert evidence.reference["flops"].tolist() == flops_counted(plain, tokens)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

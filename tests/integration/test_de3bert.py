@@ -8,15 +8,18 @@ import pytest
 import torch
 from sklearn.neighbors import NearestCentroid
 
-from eeutils.exiting import tradeoff
 from eeutils.data.samples import Batch
 from eeutils.errors import InputError
-from eeutils.exiting.evidence import record
-from eeutils.models.exits import Answers, MultiExitModel, pool_tokens
-from eeutils.papers import de3bert, pabee
-from eeutils.training.runs import load_or_train
+from eeutils.exiting import tradeoff
+from eeutils.models.exits import MultiExitModel, pool_tokens
+from eeutils.models.record import record
 from eeutils.models.runtime import Runtime
+from eeutils.papers import de3bert, pabee
+from eeutils.papers.controls import prototypes_afterwards
+from eeutils.papers.de3bert import De3Options, Regulariser, distance_regulariser, joint_loss
+from eeutils.training.runs import load_or_train
 from eeutils.training.settings import Setting
+from tests.helpers import answers_of
 from tests.tiny import tiny_model, tiny_samples
 
 DISTANCES = torch.tensor([[[1.0, 2.0], [3.0, 2.0]], [[0.5, 0.0], [1.0, 4.0]]])  # 2 exits, 2 samples, 2 classes
@@ -31,7 +34,7 @@ def batch_of(labels: torch.Tensor) -> Batch:
 
 def build(setting: Setting, classes: int = 3, seed: int = 0) -> MultiExitModel:
     torch.manual_seed(seed)
-    return de3bert.build(setting, classes, dimension=5).eval()
+    return de3bert.build(setting, classes, De3Options(dimension=5)).eval()
 
 
 def test_distances_are_those_to_each_prototype_in_the_space_of_the_pooled_vector(setting: Setting) -> None:
@@ -82,8 +85,8 @@ CROSS_ENTROPIES = [
         ("ratio", [[1 / 4, 4 / 9], [0.25 / 1e-6, 16.0]]),
     ],
 )
-def test_each_form_of_the_regulariser_by_hand(kind: str, wanted: list[list[float]]) -> None:
-    torch.testing.assert_close(de3bert.regulariser(DISTANCES, LABELS, kind), torch.tensor(wanted))
+def test_each_form_of_the_regulariser_by_hand(kind: Regulariser, wanted: list[list[float]]) -> None:
+    torch.testing.assert_close(distance_regulariser(DISTANCES, LABELS, kind), torch.tensor(wanted))
 
 
 @pytest.mark.parametrize(("layer_weights", "weights"), [("depth", [1 / 3, 2 / 3]), ("uniform", [1 / 2, 1 / 2])])
@@ -93,34 +96,36 @@ def test_the_loss_is_the_weighted_mean_of_both_terms_over_exits(layer_weights: s
         (math.log(1 + math.exp(-0.5)) + math.log(2)) / 2,
     ]
     pulls = [sum(row) / 2 for row in CROSS_ENTROPIES]
-    objective = de3bert.joint_loss(0.3, "prototypical", layer_weights)
-    found = objective(tiny_model(), Answers(LOGITS, {"distances": DISTANCES}), batch_of(LABELS)).item()
+    options = De3Options(weight=0.3, regulariser="prototypical", layer_weights=layer_weights)
+    loss = joint_loss(options, tiny_model(), answers_of(LOGITS, distances=DISTANCES), batch_of(LABELS)).item()
     wanted = sum(w * (ce + 0.3 * pull) for w, ce, pull in zip(weights, classifiers, pulls, strict=True))
-    assert found == pytest.approx(wanted, rel=1e-5)
+    assert loss == pytest.approx(wanted, rel=1e-5)
 
 
 def test_unknown_choices_are_named() -> None:
     with pytest.raises(
         InputError, match="unknown regulariser 'cosine'; choose one of: hinge, prototypical, pull, ratio"
     ):
-        de3bert.regulariser(DISTANCES, LABELS, "cosine")
+        de3bert.METHOD.with_options(regulariser="cosine")
     with pytest.raises(InputError, match="unknown layer_weights 'late'; choose one of: depth, uniform"):
-        de3bert.mean_over_exits(torch.ones(3, 1), "late")
+        de3bert.METHOD.with_options(layer_weights="late")
 
 
 def test_a_regression_has_no_prototypes(setting: Setting) -> None:
     with pytest.raises(InputError, match=r"needs classes.*'movie-valence' is a regression"):
-        de3bert.build(replace(setting, task="movie-valence"), 1, dimension=5)
+        de3bert.build(replace(setting, task="movie-valence"), 1, De3Options())
 
 
 @pytest.mark.parametrize("kind", ["prototypical", "pull", "hinge", "ratio"])
-def test_the_regulariser_reaches_the_encoder_and_is_finite_on_top_of_a_prototype(setting: Setting, kind: str) -> None:
+def test_the_regulariser_reaches_the_encoder_and_is_finite_on_top_of_a_prototype(
+    setting: Setting, kind: Regulariser
+) -> None:
     model, batch = build(setting, classes=2), tiny_samples(6).batch(range(6))
     with torch.no_grad():  # one exit puts every sample exactly on a prototype, where a square root has no slope
         model.exits["1"].space.metric.weight.zero_()
         model.exits["1"].space.prototypes[0].zero_()
     answers = model(*batch.inputs)
-    de3bert.regulariser(answers.extras["distances"], batch.labels, kind).sum().backward()
+    distance_regulariser(answers.extras["distances"], batch.labels, kind).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert all(gradient.isfinite().all() for gradient in gradients.values())
     moved = {name for name, gradient in gradients.items() if gradient.abs().sum() > 0}
@@ -139,11 +144,11 @@ def test_without_weight_training_is_pabee_s_to_the_last_digit(setting: Setting) 
 
 @pytest.mark.usefixtures("tiny_tasks")
 def test_the_ablation_leaves_pabee_s_model_as_it_is_and_learns_the_space(setting: Setting) -> None:
-    run = load_or_train(de3bert.UNREGULARISED, replace(setting, epochs=4), progress=False)
+    run = load_or_train(prototypes_afterwards.UNREGULARISED, replace(setting, epochs=4), progress=False)
     parent = load_or_train(pabee.METHOD, replace(setting, epochs=4), progress=False)
     torch.testing.assert_close(run.test.logits, parent.test.logits, atol=1e-6, rtol=1e-6)
     assert run.history.loss.iloc[-1] < run.history.loss.iloc[0]
-    assert run.history.score.max() == pytest.approx(de3bert.nearest_prototype_score(run.dev, run.metric))
+    assert run.history.score.max() == pytest.approx(prototypes_afterwards.nearest_prototype_score(run.dev, run.metric))
 
 
 @pytest.mark.usefixtures("tiny_tasks")
@@ -173,9 +178,9 @@ def test_the_hybrid_is_the_paper_s_formula_on_recorded_evidence(setting: Setting
 
 def test_embedding_gives_the_distances_that_the_evidence_holds(setting: Setting) -> None:
     model, samples = build(setting), tiny_samples(23)
-    evidence, embedded = record(model, samples), de3bert.embed(model, samples, batch_size=5)
+    evidence, embedded = record(model, samples), prototypes_afterwards.embed(model, samples, batch_size=5)
     own = torch.stack([head.space.prototypes for head in model.exits.values()]).detach()
-    again = de3bert.with_prototypes(evidence, embedded, own)
+    again = prototypes_afterwards.with_prototypes(evidence, embedded, own)
     torch.testing.assert_close(again.extras["distances"], evidence.extras["distances"], atol=1e-5, rtol=1e-5)
 
 
@@ -183,9 +188,9 @@ def test_post_hoc_prototypes_are_the_class_means_and_judge_as_sklearn_s_nearest_
     generator = torch.Generator().manual_seed(0)
     train, labels = torch.randn(4, 30, 3, generator=generator), torch.arange(30) % 3
     test = torch.randn(4, 12, 3, generator=generator)
-    means = de3bert.class_means(train, labels, 3)
+    means = prototypes_afterwards.class_means(train, labels, 3)
     evidence = record(tiny_model(classes=3), tiny_samples(12))
-    distances = de3bert.with_prototypes(evidence, test, means).extras["distances"]
+    distances = prototypes_afterwards.with_prototypes(evidence, test, means).extras["distances"]
     for stage in range(4):
         reference = NearestCentroid().fit(train[stage].numpy(), labels.numpy())
         np.testing.assert_allclose(means[stage].numpy(), reference.centroids_, atol=1e-6)
@@ -195,14 +200,14 @@ def test_post_hoc_prototypes_are_the_class_means_and_judge_as_sklearn_s_nearest_
 
 def test_a_class_without_a_sample_has_no_mean() -> None:
     with pytest.raises(InputError, match="class 1 has no sample"):
-        de3bert.class_means(torch.randn(2, 4, 3), torch.tensor([0, 2, 0, 2]), 3)
+        prototypes_afterwards.class_means(torch.randn(2, 4, 3), torch.tensor([0, 2, 0, 2]), 3)
 
 
 def test_the_space_costs_what_it_computes(setting: Setting) -> None:
-    model, samples = build(setting), tiny_samples(4)
-    plain = pabee.build(setting, 3)
-    extra = model.cost(samples) - plain.cost(samples)
+    samples, plain = tiny_samples(4), pabee.build(setting, 3, pabee.METHOD.options)
+    ours, without = record(build(setting), samples), record(plain, samples)
+    extra = ours.cost["flops"] - without.cost["flops"]
     # 16 wide, 5 dimensions, 3 classes: 2 * 16 * 5 for the map, 3 * 3 * 5 for the distances, at each exit so far.
     wanted = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)[:, None] * (160 + 45)
     torch.testing.assert_close(extra, wanted.expand(4, 4))
-    assert torch.equal(model.reference_cost(samples), plain.reference_cost(samples))
+    assert torch.equal(ours.reference["flops"], without.reference["flops"])

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eeutils.exiting import rules, tradeoff
 from eeutils.errors import InputError
+from eeutils.exiting import rules, tradeoff
+from eeutils.models.runtime import Runtime
 from eeutils.papers import ensemble
 from eeutils.training.runs import load_or_train
-from eeutils.models.runtime import Runtime
 from eeutils.training.settings import Setting
 
 pytestmark = pytest.mark.usefixtures("tiny_tasks")
@@ -54,9 +54,9 @@ def test_a_regression_stops_before_training(setting: Setting) -> None:
 
 def test_the_majority_of_all_stages_is_what_a_vote_that_never_leaves_answers(setting: Setting) -> None:
     run = load_or_train(ensemble.METHOD, setting, progress=False)
-    said = run.test.predictions
-    shares = said.double().mean(dim=0)
+    votes = run.test.predictions
+    shares = votes.double().mean(dim=0)
     answers = tradeoff.decide(run.test, rules.vote(), rules.NEVER).predictions
     clear = shares != 0.5  # with two classes and an even number of stages there may be ties
     assert torch.equal(answers[clear], (shares[clear] > 0.5).long())
-    assert torch.equal(answers[~clear], said[-1][~clear])
+    assert torch.equal(answers[~clear], votes[-1][~clear])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from eeutils.models.backbone import Backbone, Hidden
 from eeutils.errors import InputError
+from eeutils.models.backbone import Backbone, Hidden
+from eeutils.models.cost import Spent
 from eeutils.models.exits import (
-    Answer,
     Exit,
     ExitState,
     MultiExitModel,
@@ -17,8 +17,8 @@ from eeutils.models.exits import (
     own_pooler_exits,
     pool_tokens,
     shared_pooler_exits,
-    stack,
 )
+from eeutils.models.stages import Answer, stack
 from tests.tiny import CONFIGS, tiny_encoder, tiny_model, tiny_samples
 
 BATCH = tiny_samples(6).batch(range(6))
@@ -27,7 +27,8 @@ BATCH = tiny_samples(6).batch(range(6))
 def test_the_mean_is_over_real_tokens_and_cls_is_the_first() -> None:
     states = torch.tensor([[[1.0], [2.0], [100.0]], [[3.0], [6.0], [9.0]]])
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    hidden = Hidden(states, mask, None)
+    nothing = Spent(torch.zeros(2), torch.zeros(2))
+    hidden = Hidden(states, mask, None, mask.sum(dim=1), nothing, nothing)
     assert pool_tokens(hidden, "mean").tolist() == [[1.5], [6.0]]
     assert pool_tokens(hidden, "cls").tolist() == [[1.0], [3.0]]
 
@@ -152,11 +153,11 @@ def test_exits_stand_only_on_layers_that_there_are(layers: list[int]) -> None:
 class Counting(Exit):
     """An exit that carries a count per sample along, and says how the state changed in its last layer."""
 
-    def forward(self, state: ExitState):
-        answer, _ = super().forward(state)
+    def forward(self, state: ExitState, earlier: Spent | None = None) -> tuple[ExitState, Answer]:
+        after, answer = super().forward(state, earlier)
         count = state.carried.get("count", torch.zeros(len(answer.logits))) + 1
         moved = (state.hidden.states - state.before.states).abs().amax(dim=(1, 2))
-        return Answer(answer.logits, {"count": count, "moved": moved}), {"count": count}
+        return replace(after, carried={"count": count}), answer._replace(extras={"count": count, "moved": moved})
 
 
 def test_extras_and_what_exits_carry_follow_the_samples() -> None:
@@ -167,10 +168,13 @@ def test_extras_and_what_exits_carry_follow_the_samples() -> None:
         assert whole.extras["count"].tolist() == [[1.0] * 6, [2.0] * 6, [3.0] * 6]
         state, _ = model.step(0, model.begin(*BATCH.inputs))
         state = replace(state, carried={"count": torch.arange(6.0)})
-        state = model.select(state, torch.tensor([4, 1]))
+        state = model.leave(state, torch.tensor([True, False, True, True, False, True]))
         state, answer = model.step(1, state)
-    assert answer.extras["count"].tolist() == [5.0, 2.0]
-    torch.testing.assert_close(answer.logits, whole.logits[1, [4, 1]], atol=1e-5, rtol=1e-5)
+    assert answer.extras["count"].tolist() == [2.0, 5.0]
+    torch.testing.assert_close(answer.logits, whole.logits[1, [1, 4]], atol=1e-5, rtol=1e-5)
+    for kind in ("layers", "flops"):
+        assert torch.equal(getattr(answer.spent, kind), getattr(whole.spent, kind)[1, [1, 4]])
+    assert answer.spent.layers.tolist() == [2, 2]
     # "before" is the state before the exit's own layer, not that of the exit before.
     states = backbone.model(BATCH.input_ids, BATCH.attention_mask, output_hidden_states=True).hidden_states
     wanted = (states[3] - states[2]).abs()
@@ -179,5 +183,6 @@ def test_extras_and_what_exits_carry_follow_the_samples() -> None:
 
 
 def test_an_extra_that_a_stage_lacks_is_refused() -> None:
+    nothing = Spent(torch.zeros(2), torch.zeros(2))
     with pytest.raises(InputError, match="every stage must give the same extras"):
-        stack([Answer(torch.zeros(2, 2), {"policy": torch.zeros(2)}), Answer(torch.zeros(2, 2))])
+        stack([Answer(torch.zeros(2, 2), nothing, {"policy": torch.zeros(2)}), Answer(torch.zeros(2, 2), nothing)])

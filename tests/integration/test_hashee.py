@@ -8,17 +8,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from eeutils.exiting import rules, tradeoff
-from eeutils.models.backbone import Backbone
 from eeutils.data.samples import Batch, Samples
 from eeutils.errors import InputError
-from eeutils.exiting.evidence import record
+from eeutils.exiting import rules, tradeoff
+from eeutils.exiting.evidence import Evidence, as_stages, concatenate
+from eeutils.models.backbone import Backbone
 from eeutils.models.exits import Exit, Pooler
-from eeutils.papers import finetuned, hashee
-from eeutils.papers.hashee import HashExitModel
-from eeutils.training.runs import load_or_train
+from eeutils.models.record import record
 from eeutils.models.runtime import Runtime
 from eeutils.models.schedule import FUNCTIONS, TokenSchedule, make_schedule, windows
+from eeutils.models.tokens import HashExitModel
+from eeutils.papers import finetuned, hashee
+from eeutils.training.runs import load_or_train
 from eeutils.training.settings import Setting
 from tests.helpers import accuracy
 from tests.tiny import CONFIGS, tiny_encoder, tiny_samples, tiny_tokenizer
@@ -43,6 +44,27 @@ def logits_of(model: HashExitModel, samples: Samples = SAMPLES, batch_size: int 
     return record(model, samples, batch_size).logits[0]
 
 
+def alone(model: HashExitModel, samples: Samples = SAMPLES) -> tuple[Evidence, Tensor]:
+    """Evidence of samples that pass a BERT one by one, and how many tokens of each one every layer makes queries of,
+    (layers, samples): counted by hooks."""
+    queries, parts = torch.zeros(DEPTH, len(samples), dtype=torch.long), []
+
+    def count(layer: int, row: int, states: Tensor) -> None:
+        queries[layer, row] += states.numel() // states.shape[-1]
+
+    for row in range(len(samples)):
+        hooks = [
+            part.attention.self.query.register_forward_pre_hook(
+                lambda _, inputs, layer=layer, row=row: count(layer, row, inputs[0])
+            )
+            for layer, part in enumerate(model.backbone.layers)
+        ]
+        parts.append(record(model, samples.take([row])))
+        for hook in hooks:
+            hook.remove()
+    return concatenate(parts, samples.ids), queries
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packed_tokens_say_what_masked_ones_do_in_every_family(name: str, attention: str) -> None:
@@ -59,15 +81,21 @@ def test_packed_tokens_say_what_masked_ones_do_in_every_family(name: str, attent
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_no_special_token_at_the_top_and_no_one_left_in_the_last_layers(function: str) -> None:
     model = model_of(function=function, special=(), last=2)
-    assert (model.active(SAMPLES)[2:] == 0).all()
-    packed, masked = (logits_of(model.under(model.schedule, packed=packed)) for packed in (True, False))
-    torch.testing.assert_close(packed, masked, atol=1e-5, rtol=1e-5)
+    one_by_one, queries = alone(model)
+    assert (queries[2:] == 0).all()
+    packed, masked = (record(model.under(model.schedule, packed=packed), SAMPLES) for packed in (True, False))
+    torch.testing.assert_close(packed.logits, masked.logits, atol=1e-5, rtol=1e-5)
+    for evidence in (one_by_one, packed, masked):
+        assert (evidence.cost["layers"] <= 2).all()
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_sentence_alone_gets_the_answer_that_it_gets_in_a_batch(function: str) -> None:
     model = model_of(function=function)
-    torch.testing.assert_close(logits_of(model, batch_size=1), logits_of(model, batch_size=32), atol=1e-5, rtol=1e-5)
+    one_by_one, together = (record(model, SAMPLES, batch_size) for batch_size in (1, 32))
+    torch.testing.assert_close(one_by_one.logits, together.logits, atol=1e-5, rtol=1e-5)
+    for kind, cost in one_by_one.cost.items():
+        assert torch.equal(cost, together.cost[kind])
 
 
 def test_padding_on_the_left_changes_nothing() -> None:
@@ -77,7 +105,8 @@ def test_padding_on_the_left_changes_nothing() -> None:
     state = model.begin(ids, torch.ones_like(ids))
     states = torch.nn.functional.pad(state.hidden.states, (0, 0, 3, 0))
     mask = torch.nn.functional.pad(torch.ones_like(ids), (3, 0))
-    hidden = model.backbone._masked(states, mask.bool())
+    shared = model.backbone.family.shared(model.backbone.model, states, mask.bool())
+    hidden = replace(state.hidden, states=states, attention_mask=mask.bool(), shared=shared)
     left = replace(state, hidden=hidden, layers=torch.nn.functional.pad(state.layers, (3, 0)))
     torch.testing.assert_close(model.step(0, left)[1].logits, model.step(0, state)[1].logits, atol=1e-5, rtol=1e-5)
 
@@ -108,15 +137,16 @@ def test_a_frozen_token_keeps_its_state_and_is_still_seen_by_the_others() -> Non
 
 def test_gradients_of_the_packed_form_are_those_of_the_masked_form() -> None:
     model, batch = model_of(), SAMPLES.batch(range(8))
-    found = []
+    gradients = []
     for packed in (True, False):
         model.zero_grad()
         finetuned.last_exit_loss(model, model.under(model.schedule, packed)(*batch.inputs), batch).backward()
-        found.append({name: part.grad.clone() for name, part in model.named_parameters() if part.grad is not None})
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(gradient, found[1][name], atol=1e-5, rtol=1e-4, msg=name)
-    assert found[0]["backbone.model.embeddings.word_embeddings.weight"].abs().sum() > 0
+        named = model.named_parameters()
+        gradients.append({name: part.grad.clone() for name, part in named if part.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-4, msg=name)
+    assert gradients[0]["backbone.model.embeddings.word_embeddings.weight"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -125,7 +155,7 @@ def test_flops_of_one_sentence_are_those_that_torch_counts(name: str) -> None:
     few = SAMPLES.take([0, 5, 11])
     for window in windows(DEPTH):
         under = model.under(model.schedule.window(*window))
-        cost = under.cost(few)[0]
+        cost = record(under, few).cost["flops"][0]
         for row in range(len(few)):
             ids = torch.tensor([few.tokens[row]])
             # The mathematical form of attention: a fused kernel is not seen by the counter.
@@ -134,33 +164,53 @@ def test_flops_of_one_sentence_are_those_that_torch_counts(name: str) -> None:
             assert cost[row].item() == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_sentence_without_active_tokens_spends_nothing_on_a_layer_that_others_in_its_batch_run(packed: bool) -> None:
+    model = model_of()
+    # Words 5 and 6 stop after layer 1, all others after layer 3.
+    ranks = torch.full((40,), 0.99)
+    ranks[[5, 6]] = 0.0
+    under = model.under(TokenSchedule(ranks, DEPTH, first=1, last=3), packed=packed)
+    shallow, deep = (5, 6, 5), (7, 8, 9, 7)
+    evidence = record(under, Samples((shallow, deep), None, None, torch.arange(2), 0))
+    assert evidence.cost["layers"].tolist() == [[1, 3]]
+    # BERT's embeddings are free; the layers are alike, so that one of them is a quarter of all four.
+    head = model.head.plain_flops
+    layers = (evidence.reference["flops"] - head) / DEPTH
+    assert evidence.cost["flops"][0].tolist() == (torch.tensor([1, 3]) * layers + head).tolist()
+
+
 def test_costs_and_layers_are_those_of_the_plain_model_at_the_top_and_fall_with_the_window() -> None:
     model = model_of()
     curve = hashee.record_under(model, [model.schedule.window(*window) for window in windows(DEPTH)], SAMPLES)
-    assert torch.equal(curve.cost[-1], curve.reference_cost)
-    assert (curve.layers_run[-1] == DEPTH).all()
-    assert (curve.cost[1:] >= curve.cost[:-1]).all()
+    for kind, cost in curve.cost.items():
+        assert torch.equal(cost[-1], curve.reference[kind])
+    assert (curve.cost["layers"][-1] == DEPTH).all()
+    assert (curve.cost["flops"][1:] >= curve.cost["flops"][:-1]).all()
     frame = tradeoff.fixed_exits(curve, accuracy)
     assert frame.layer_speedup.is_monotonic_decreasing
     assert frame.flops_speedup.iloc[-1] == 1
     # Two special tokens of four layers, the others of 1 on average: worked out from the lengths.
     lengths = SAMPLES.lengths.double()
-    torch.testing.assert_close(curve.layers_run[0], (2 * DEPTH + (lengths - 2)) / lengths)
+    torch.testing.assert_close(curve.cost["layers"][0], (2 * DEPTH + (lengths - 2)) / lengths)
 
 
 def test_layers_share_tokens_as_the_schedule_says() -> None:
     model = model_of(function="random-occurrence")
-    active = model.active(SAMPLES)
+    one_by_one, queries = alone(model)
+    together = record(model, SAMPLES)
     for row, sentence in enumerate(SAMPLES.tokens):
         layers = model.schedule.layers_of(torch.tensor([sentence]), torch.ones(1, len(sentence)))[0]
-        assert active[:, row].tolist() == [int((layers >= layer).sum()) for layer in range(1, DEPTH + 1)]
+        assert queries[:, row].tolist() == [int((layers >= layer).sum()) for layer in range(1, DEPTH + 1)]
+        for evidence in (one_by_one, together):
+            assert evidence.cost["layers"][0, row].item() == pytest.approx(layers.double().mean().item())
 
 
 def test_a_family_read_between_two_schedules_is_a_mix_of_both() -> None:
     model = model_of()
     curve = hashee.record_under(model, [model.schedule.window(1, last) for last in (4, 1)], SAMPLES)
     cheap, dear = (float(1 / speedup) for speedup in tradeoff.fixed_exits(curve, accuracy).flops_speedup)
-    reading = tradeoff.read(curve, rules.fixed(), 2 / (cheap + dear), axis="flops")
+    reading = tradeoff.at_speedup(curve, rules.fixed(), 2 / (cheap + dear))
     assert reading.share == pytest.approx(0.5)
     assert [answers.tolist() for answers in reading.predictions] == curve.predictions.tolist()
 
@@ -170,7 +220,7 @@ def test_schedules_that_answered_different_samples_make_no_curve() -> None:
     parts = [record(model, samples) for samples in (SAMPLES, SAMPLES.take([1, 0]))]
     for wrong in (parts, []):
         with pytest.raises(InputError, match="same samples"):
-            hashee.as_stages(wrong)
+            as_stages(wrong)
 
 
 def test_a_schedule_of_another_encoder_is_refused() -> None:
@@ -215,8 +265,9 @@ def test_from_training_to_the_runtime(setting: Setting, task: str) -> None:
     # The weights were trained under this order, which comes back with them.
     again = record(model, samples)
     torch.testing.assert_close(again.logits, run.test.logits)
-    assert torch.equal(again.cost, run.test.cost)
-    assert (run.test.layers_run < DEPTH).all()
+    for kind, cost in again.cost.items():
+        assert torch.equal(cost, run.test.cost[kind])
+    assert (run.test.cost["layers"] < DEPTH).all()
     outcome = Runtime(model, rules.fixed())(samples, batch_size=7)
     torch.testing.assert_close(outcome.logits.float(), run.test.logits[0], atol=1e-4, rtol=1e-4)
 
@@ -227,15 +278,15 @@ def test_statistics_come_from_train_alone(setting: Setting, monkeypatch: pytest.
     samples_of = hashee.samples_of
     monkeypatch.setattr(hashee, "samples_of", lambda setting, split: asked.append(split) or samples_of(setting, split))
     for function in FUNCTIONS:
-        hashee.build(setting, 2, function=function)
+        hashee.build(setting, 2, hashee.METHOD.with_options(function=function))
     assert set(asked) == {"train"}
 
 
-def test_selecting_samples_drops_the_columns_that_nobody_needs() -> None:
+def test_samples_that_leave_take_along_the_columns_that_nobody_needs() -> None:
     model = model_of()
     shortest, longest = int(SAMPLES.lengths.argmin()), int(SAMPLES.lengths.argmax())
     batch: Batch = SAMPLES.batch([shortest, longest])
-    kept = model.select(model.begin(*batch.inputs), torch.tensor([0]))
+    kept = model.leave(model.begin(*batch.inputs), torch.tensor([False, True]))
     assert kept.layers.shape == kept.hidden.attention_mask.shape == (1, int(SAMPLES.lengths.min()))
-    alone = logits_of(model, SAMPLES.take([shortest]))
-    torch.testing.assert_close(model.step(0, kept)[1].logits, alone, atol=1e-5, rtol=1e-5)
+    by_itself = logits_of(model, SAMPLES.take([shortest]))
+    torch.testing.assert_close(model.step(0, kept)[1].logits, by_itself, atol=1e-5, rtol=1e-5)

@@ -202,7 +202,7 @@ def test_a_verdict_is_by_all_that_was_compared_for_the_claim_and_tells_where() -
     over = verdict("D1", compared, "two layers")
     assert over.outcome == REPRODUCED
     assert over.ours == "; ".join(str(each.interval) for each in compared[:2])
-    assert over.note == "two layers; ours minus theirs at 1x, ours minus theirs at 2x"
+    assert over.note == "two layers; ours at 1x and 2x minus theirs"
     halves = verdict("D1", [compared[0], replace(compared[2], comparison=OVER_THEIRS)])
     assert halves.outcome == PARTLY
 
@@ -243,5 +243,5 @@ def test_a_claim_is_judged_by_its_own_comparisons() -> None:
     title = importlib.import_module("eeutils.papers.pabee").METHOD.title
     outcome = judged("P2", {title: (OURS, rules.entropy())}, accuracy, "by entropy both")
     assert outcome.claim == ledger()["P2"]
-    assert outcome.note.startswith("by entropy both; PABEE minus PABEE by entropy at 1.25x")
+    assert outcome.note.startswith("by entropy both; PABEE at 1.25x and 1.5x and 2x minus PABEE by entropy")
     assert set(outcome.ours.split("; ")) == {"0.000 [0.000, 0.000]"}
