@@ -43,8 +43,9 @@ _TRAIN = """
         model.forward = watched
         setting = Setting(epochs=2, batch_size=8, learning_rate=1e-3)
         train, dev = tiny_samples(int(samples), longest=12), tiny_samples(10, seed=9)
+        phases = [*pabee.METHOD.phases(None), *deebert.phases(None)]
         fit(
-            model, [*pabee.METHOD.phases(None), *deebert.phases(None)], train, dev, accuracy, setting, folder / "checkpoints",
+            model, phases, train, dev, accuracy, setting, folder / "checkpoints",
             progress=False, checkpoint_seconds=float(checkpoints),
         )
         del model.forward

@@ -10,11 +10,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from eeutils.data.sources import SourceError, fetch
+from eeutils.errors import InputError
 from eeutils.models import backbone
 from eeutils.models.backbone import load_backbone, load_tokenizer
-from eeutils.errors import InputError
 from eeutils.models.onnx import encoder_weights, from_onnx
-from eeutils.data.sources import SourceError, fetch
 
 
 def l3_folder() -> Path:

@@ -270,9 +270,7 @@ def test_find_gives_what_is_there_and_trains_nothing(setting: Setting, monkeypat
 
 def finetuned_by(objective: Callable) -> Method:
     """The plain model's method with another objective."""
-    return replace(
-        finetuned.METHOD, phases=lambda options: [replace(finetuned.METHOD.phases(options)[0], objective=objective)]
-    )
+    return replace(finetuned.METHOD, phases=lambda options: [Phase("fine-tune", objective)])
 
 
 def test_a_run_that_was_interrupted_is_never_taken_for_one_and_goes_on(
@@ -288,9 +286,7 @@ def test_a_run_that_was_interrupted_is_never_taken_for_one_and_goes_on(
             raise KeyboardInterrupt
         return finetuned.last_exit_loss(*arguments)
 
-    broken = replace(
-        finetuned.METHOD, phases=lambda options: [replace(finetuned.METHOD.phases(options)[0], objective=objective)]
-    )
+    broken = finetuned_by(objective)
     with pytest.raises(KeyboardInterrupt):
         train(broken, setting)
     assert names() == [next(name for name in names() if name.startswith(".work-")), "kept"]
@@ -308,20 +304,20 @@ def test_a_full_disk_leaves_no_half_run_and_the_next_call_does_not_train_again(
     def full(*arguments: object, **options: object) -> None:
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(f"eeutils.training.runs.{what}", full)
-        with pytest.raises(OSError, match="the disk is full"):
-            train(setting=setting)
-    assert all(name.startswith(".work-") for name in names())
     steps = []
 
     def objective(*arguments: object) -> torch.Tensor:
         steps.append(1)
         return finetuned.last_exit_loss(*arguments)
 
-    counted = replace(
-        finetuned.METHOD, phases=lambda options: [replace(finetuned.METHOD.phases(options)[0], objective=objective)]
-    )
+    counted = finetuned_by(objective)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"eeutils.training.runs.{what}", full)
+        with pytest.raises(OSError, match="the disk is full"):
+            train(counted, setting)
+    assert all(name.startswith(".work-") for name in names())
+    assert len(steps) == 12
+    steps.clear()
     run = train(counted, setting)
     assert run.test.samples == 24
     assert len(steps) <= 6, "at most the last epoch is trained again"
