@@ -134,7 +134,7 @@ def encode(
     With several tokenizers the samples hold the first one's tokens, and those of the further ones in `others`.
 
     Raises:
-        InputError: an empty list, an empty or invisible text (named by its place), second texts that are not as many
+        InputError: an empty list, an empty or invisible first text (named by its place), second texts not as many
             as the first, or a length that the model cannot take.
     """
     if len(text_a) == 0:

@@ -76,9 +76,9 @@ def read_card(folder: str) -> dict[str, Any]:
     """The fields of a folder's `task.toml`, checked; errors are those of `spec_of`."""
     path = Path(folder) / _CARD
     try:
-        card = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not TOML: {error}") from error
+        card = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML in UTF-8: {error}") from error
     for field in card:
         if field not in _CARD_FIELDS:
             raise unknown(f"field of {path}", field, _CARD_FIELDS)
@@ -88,6 +88,11 @@ def read_card(folder: str) -> dict[str, Any]:
             raise InputError(f"{path} needs {field} as a {'list' if kind is list else 'text'}; found {there}")
         if kind is list and not all(isinstance(value, str) for value in card[field]):
             raise InputError(f"{path} needs {field} as a list of texts, each in quotes; found {card[field]!r}")
+        if kind is list and len({value.strip() for value in card[field]} - {""}) < len(card[field]):
+            raise InputError(f"{path} needs {field} that differ, none of them empty; found {card[field]!r}")
+        card[field] = [value.strip() for value in card[field]] if kind is list else card[field]
+    if card["label"] in card["texts"]:
+        raise InputError(f"{path} names the column {card['label']!r} as text and as label; each needs one of its own")
     return card
 
 

@@ -13,5 +13,5 @@ def is_empty(text: str) -> bool:
 
 
 def normal_form(text: str) -> str:
-    """Texts that differ in case or spacing only are the same to an uncased tokenizer, and count as duplicates."""
-    return " ".join(text.lower().split())
+    """Two texts that differ in case, spacing or invisible characters only are one, as to an uncased tokenizer."""
+    return "".join(letter for letter in " ".join(text.lower().split()) if category(letter) not in ("Cc", "Cf"))

@@ -52,7 +52,7 @@ def decide(evidence: Evidence, rule: Rule, threshold: float) -> Decision:
         InputError: a threshold outside the rule's range, or evidence that the rule has no meaning for.
     """
     rule.check(evidence.classes, threshold)
-    stages = _leave(rule.readiness(evidence), torch.tensor([threshold], dtype=torch.float64))[0]
+    stages = _leave(_readiness(rule, evidence), torch.tensor([threshold], dtype=torch.float64))[0]
     return Decision(stages, _at(rule.answers(evidence), stages))
 
 
@@ -75,7 +75,7 @@ def sweep(
     if evidence.labels is None:
         raise InputError("a trade-off curve needs labels, and this evidence has none")
     rule.check(evidence.classes)
-    readiness = rule.readiness(evidence)
+    readiness = _readiness(rule, evidence)
     if thresholds is None:
         thresholds = _turning_points(readiness, rule, points)
     if len(thresholds) == 0:
@@ -191,6 +191,12 @@ def threshold_for_loss(evidence: Evidence, rule: Rule, metric: Metric, tolerance
     return float(allowed.sort_values(axis, kind="stable").threshold.iloc[0]) if len(allowed) else NEVER
 
 
+def _readiness(rule: Rule, evidence: Evidence) -> Float[Tensor, "stages samples"]:
+    """The rule's readiness; where that is no number, a sample is not ready, as in the runtime."""
+    readiness = rule.readiness(evidence).double()
+    return torch.where(readiness.isnan(), -math.inf, readiness)
+
+
 def _leave(
     readiness: Float[Tensor, "stages samples"], thresholds: Float[Tensor, " thresholds"]
 ) -> Int[Tensor, "thresholds samples"]:
@@ -225,7 +231,7 @@ def _operating_points(
     """Thresholds from the loosest to the strictest, where samples leave at each, and its mean cost fraction."""
     _check_axis(axis)
     rule.check(evidence.classes)
-    readiness = rule.readiness(evidence)
+    readiness = _readiness(rule, evidence)
     thresholds = _turning_points(readiness, rule, points)
     left = _leave(readiness, torch.tensor(thresholds, dtype=torch.float64))
     return thresholds, left, np.array([1 / _speedup(evidence, stages, axis) for stages in left])

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from eeutils.errors import unknown
+from eeutils.errors import InputError, unknown
 from eeutils.exiting.rules import Rule
 from eeutils.models.stages import MultiStageModel
 from eeutils.training.loop import Phase
@@ -85,6 +85,8 @@ class Method:
         """
         kinds = get_type_hints(type(self.options))
         for name, value in changes.items():
+            if not kinds:
+                raise InputError(f"{self.name} has no options; got {name!r}")
             if name not in kinds:
                 raise unknown(f"option of {self.name}", name, kinds)
             if get_origin(kinds[name]) is Literal and value not in get_args(kinds[name]):

@@ -61,20 +61,23 @@ class Run:
     @cached_property
     def dev(self) -> Evidence:
         """Evidence on dev: for choosing thresholds."""
-        return Evidence.load(self.directory / "evidence-dev.safetensors")
+        return self._evidence("dev")
 
     @cached_property
     def test(self) -> Evidence:
         """Evidence on test: for reporting."""
-        return Evidence.load(self.directory / "evidence-test.safetensors")
+        return self._evidence("test")
 
     @cached_property
     def train(self) -> Evidence:
         """Evidence on the training samples, recorded when first asked for: what the model says of what it has seen."""
-        path = self.directory / "evidence-train.safetensors"
+        return self._evidence("train")
+
+    def _evidence(self, split: str) -> Evidence:
+        path = self.directory / f"evidence-{split}.safetensors"
         with loop.processes().main_process_first():
             if not path.exists():
-                record(self.model(), self.samples("train"), progress=True).save(path)
+                record(self.model(), self.samples(split), progress=True).save(path)
         return Evidence.load(path)
 
     @cached_property

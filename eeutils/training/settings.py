@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -90,6 +91,11 @@ class Setting:
         for name in ("epochs", "batch_size", "max_length", "early_stopping"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more; got {getattr(self, name)}")
+        for name in ("learning_rate", "head_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be above 0 and finite; got {getattr(self, name)}")
+        if not 0 <= self.warmup <= 1:
+            raise InputError(f"warmup is a share of the steps, 0 to 1; got {self.warmup}")
 
     def on(self, backbone: str) -> Setting:
         """The same setting with another encoder, whose exits read a sentence where they should."""

@@ -170,3 +170,8 @@ def test_options_say_what_they_cannot_be() -> None:
         badge.METHOD.with_options(ranks=3)
     assert badge.METHOD.with_options(rank=3).changed() == {"rank": 3}
     assert badge.METHOD.with_options().changed() == {}
+
+
+def test_a_method_without_options_says_so() -> None:
+    with pytest.raises(InputError, match="pabee has no options; got 'wiring'"):
+        pabee.METHOD.with_options(wiring="parallel")

@@ -331,6 +331,13 @@ def test_evidence_that_was_cut_off_is_told_with_what_to_do(setting: Setting) -> 
         _ = train(setting=setting).test
 
 
+def test_evidence_that_was_deleted_is_recorded_again(setting: Setting) -> None:
+    run = train(setting=setting)
+    before = run.test.logits
+    (run.directory / "evidence-test.safetensors").unlink()
+    torch.testing.assert_close(train(setting=setting).test.logits, before)
+
+
 def test_a_deleted_or_cut_off_file_of_a_run_is_told_with_what_to_do(setting: Setting) -> None:
     run = train(setting=setting)
     weights = run.directory / "model.safetensors"

@@ -79,3 +79,17 @@ def test_a_parameter_that_no_notebook_has_is_refused() -> None:
 def test_a_count_below_one_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} must be 1 or more; got 0"):
         Setting(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate must be above 0 and finite; got -1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0 and finite; got nan"),
+        ({"head_rate": 0.0}, "head_rate must be above 0"),
+        ({"warmup": 3.0}, "warmup is a share of the steps, 0 to 1; got 3.0"),
+    ],
+)
+def test_a_rate_that_cannot_train_is_refused(changes: dict[str, float], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Setting(**changes)

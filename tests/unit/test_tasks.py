@@ -608,12 +608,33 @@ def test_a_folder_of_ones_own_is_a_task(tmp_path: Path) -> None:
         ({"classes": ["routine"]}, r"no class or at least two"),
         ({"classes": ["routine", "late"]}, r"line 3: the label is 'urgent', expected one of routine, late; task.toml"),
         ({"classes": [], "metrics": ["pearson"]}, r"label is 'routine', expected a finite number; task.toml"),
+        ({"texts": ["text", "text"]}, r"needs texts that differ, none of them empty"),
+        ({"classes": ["routine", "urgent", "urgent "]}, r"needs classes that differ, none of them empty"),
+        ({"label": "text"}, r"names the column 'text' as text and as label"),
         ({"label": "class"}, r"train.tsv has no column 'class'; its columns are kind, text; task.toml"),
     ],
 )
 def test_a_wrong_card_of_ones_own_task_is_told(tmp_path: Path, fields: dict[str, object], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         load_task(own_task(tmp_path / "tickets", **fields))
+
+
+def test_a_card_may_begin_with_a_mark_but_must_be_utf8(tmp_path: Path) -> None:
+    folder = Path(own_task(tmp_path / "tickets", title="Café"))
+    card = (folder / "task.toml").read_text(encoding="utf-8")
+    (folder / "task.toml").write_text(card, encoding="utf-8-sig")
+    assert load_task(str(folder)).spec.title == "Café"
+    (folder / "task.toml").write_text(card, encoding="latin-1")
+    with pytest.raises(InputError, match=r"task.toml is not TOML in UTF-8"):
+        load_task(str(folder))
+
+
+def test_a_copy_with_an_invisible_character_inside_is_still_a_copy(tmp_path: Path) -> None:
+    copies = [row.replace("test", "te\u200bst") for row in tickets("test", 20)]
+    folder = own_task(tmp_path / "tickets", train=tickets("train", 60) + copies)
+    with pytest.warns(UserWarning, match="20 of the 80 training rows"):
+        task = load_task(folder)
+    assert len(task.train) + len(task.dev) == 60
 
 
 def test_a_folder_without_a_card_is_no_task(tmp_path: Path) -> None:

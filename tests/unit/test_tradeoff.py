@@ -336,3 +336,15 @@ def test_where_tokens_stop_on_their_own_the_layer_speedup_is_that_of_each_sample
     evidence = make_evidence([[[0.0, 1.0], [0.0, 1.0]]], [1, 1], layers=(4,))
     early = replace(evidence, cost={**evidence.cost, "layers": torch.tensor([[1.0, 3.0]])})
     assert fixed_exits(early, accuracy).layer_speedup.tolist() == [2.0]
+
+
+def test_where_readiness_is_no_number_nobody_is_ready() -> None:
+    evidence = random_evidence(3, 4, 40, 2)
+    lost = rules.Rule("lost", lambda e: torch.where(e.ids % 2 == 0, e.confidence, torch.nan), reads=1)
+    for threshold in (0.6, rules.NEVER):
+        stages = decide(evidence, lost, threshold).stages
+        assert (stages[evidence.ids % 2 == 1] == 3).all()
+        assert torch.equal(
+            stages[evidence.ids % 2 == 0],
+            decide(evidence, rules.confidence(), threshold).stages[evidence.ids % 2 == 0],
+        )
