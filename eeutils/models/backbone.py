@@ -261,10 +261,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         InputError: nothing is found under that name.
     """
-    try:
-        return AutoTokenizer.from_pretrained(resolve(name))
-    except (OSError, ValueError) as error:
-        raise _not_loaded(name, error) from error
+    return _read(AutoTokenizer, name)
 
 
 def config_of(name: str) -> PreTrainedConfig:
@@ -273,10 +270,7 @@ def config_of(name: str) -> PreTrainedConfig:
     Raises:
         InputError: nothing is found under that name.
     """
-    try:
-        return AutoConfig.from_pretrained(resolve(name))
-    except (OSError, ValueError) as error:
-        raise _not_loaded(name, error) from error
+    return _read(AutoConfig, name)
 
 
 def check_backbone(name: str) -> None:
@@ -287,6 +281,13 @@ def check_backbone(name: str) -> None:
     """
     if name not in OFFLINE_BACKBONES and config_of(name).model_type not in FAMILIES:
         raise unknown("encoder family", config_of(name).model_type, FAMILIES)
+
+
+def _read(kind: type, name: str) -> Any:
+    try:
+        return kind.from_pretrained(resolve(name))
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
 
 
 @contextmanager

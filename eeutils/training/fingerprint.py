@@ -50,7 +50,12 @@ _DECIDE_NOTHING = {
 
 def run_key(method: Method, setting: Setting, options: Options) -> str:
     """What tells runs apart: a hash of all that decides their result."""
-    return _hash(run_config(method, setting, options))
+    return key_of(run_config(method, setting, options))
+
+
+def key_of(config: dict[str, Any]) -> str:
+    """The key of a run with that `run_config`."""
+    return _hash(config)
 
 
 def run_config(method: Method, setting: Setting, options: Options) -> dict[str, Any]:

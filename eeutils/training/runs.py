@@ -31,7 +31,7 @@ from eeutils.models.stages import MultiStageModel
 from eeutils.models.vocabularies import tokenizers_of
 from eeutils.training import loop
 from eeutils.training.checkpoints import remove_checkpoints
-from eeutils.training.fingerprint import environment, run_config, run_key
+from eeutils.training.fingerprint import environment, key_of, run_config, run_key
 from eeutils.training.method import Method, Options
 from eeutils.training.settings import Setting
 
@@ -138,7 +138,9 @@ def load_or_train(method: Method, setting: Setting, *, progress: bool = True, **
         InputError: an unknown option, and whatever data, backbone and training refuse.
     """
     chosen = method.with_options(**options)
-    key = run_key(method, setting, chosen)
+    # Read once: by the end of a long training somebody may have edited the code.
+    config = run_config(method, setting, chosen)
+    key = key_of(config)
     run = Run(_directory(method, setting, chosen, key), method, setting, chosen)
     if run.directory.exists():
         return run
@@ -147,7 +149,7 @@ def load_or_train(method: Method, setting: Setting, *, progress: bool = True, **
         parent = load_or_train(method.starts_from, setting, progress=progress)
     with only_one(key[:KEY_LETTERS]):
         if not run.directory.exists():
-            _train(run, key, parent, progress)
+            _train(run, config, parent, progress)
     return run
 
 
@@ -221,9 +223,9 @@ def fit_and_record(
     return model, history, {name: record(model, samples, progress=progress) for name, samples in splits.items()}
 
 
-def _train(run: Run, key: str, parent: Run | None, progress: bool) -> None:
+def _train(run: Run, config: dict[str, Any], parent: Run | None, progress: bool) -> None:
     method, setting, options = run.method, run.setting, run.options
-    work = runs_dir() / f".work-{key[:KEY_LETTERS]}"
+    work = runs_dir() / f".work-{key_of(config)[:KEY_LETTERS]}"
     train = run.samples("train")
     splits = {split: run.samples(split) for split in SPLITS}
     model, history, evidence = fit_and_record(
@@ -237,7 +239,7 @@ def _train(run: Run, key: str, parent: Run | None, progress: bool) -> None:
             for split, recorded in evidence.items():
                 recorded.save(partial_directory / f"evidence-{split}.safetensors")
             history.to_csv(partial_directory / "history.csv", index=False)
-            for name, facts in (("config", run_config(method, setting, options)), ("environment", environment())):
+            for name, facts in (("config", config), ("environment", environment())):
                 (partial_directory / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
         remove_checkpoints(work)
     state.wait_for_everyone()

@@ -15,14 +15,13 @@ from eeutils.data.samples import Batch
 from eeutils.errors import InputError
 from eeutils.exiting import rules, tradeoff
 from eeutils.exiting.rules import Rule
-from eeutils.models.cost import Spent
 from eeutils.models.runtime import Runtime
-from eeutils.models.stages import Answers
 from eeutils.papers import badge, cascadebert, consistentee, deebert, ensemble, finetuned, pabee
 from eeutils.training.loop import Phase
 from eeutils.training.method import Method
 from eeutils.training.runs import load_or_train
 from eeutils.training.settings import Setting
+from tests.helpers import answers_of
 from tests.tiny import tiny_model, tiny_samples
 
 MODULES = [importlib.import_module(f"eeutils.papers.{module.name}") for module in pkgutil.iter_modules(papers.__path__)]
@@ -30,11 +29,6 @@ METHODS = [module.METHOD for module in MODULES if hasattr(module, "METHOD")]
 
 
 MODEL = tiny_model()  # the losses below do not look at it
-
-
-def answers_of(logits: Tensor) -> Answers:
-    nothing = torch.zeros(logits.shape[:2])
-    return Answers(logits, Spent(nothing, nothing))
 
 
 def batch_of(labels: list[float]) -> Batch:

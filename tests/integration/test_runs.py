@@ -260,6 +260,17 @@ def test_the_code_of_a_control_counts_for_the_method_that_trains_with_it(
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False]
 
 
+def test_code_that_is_edited_during_a_training_is_not_what_the_run_says_it_was_made_with(
+    setting: Setting, change_source: Callable
+) -> None:
+    def objective(*arguments: object) -> torch.Tensor:
+        change_source("training.loop", lambda source: source + "\nmore = 1\n")
+        return finetuned.last_exit_loss(*arguments)
+
+    run = train(finetuned_by(objective), setting)
+    assert fingerprint.key_of(run.config)[:10] == run.directory.name.rsplit("-", 1)[1]
+
+
 def test_find_gives_what_is_there_and_trains_nothing(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs.find(finetuned.METHOD, setting, layers=2) is None
     run = train(setting=setting, layers=2)
