@@ -1,5 +1,6 @@
 """Raw tables from where they lie: the pinned archive, files in GLUE's layout, a folder of one's own, the hub."""
 
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,27 @@ from eeutils.data.texts import is_empty
 from eeutils.errors import InputError
 
 
-def read_offline(domain: str) -> pd.DataFrame:
-    """One domain of the pinned archive: columns id, text_a, text_b, label (valence) and group, that of its review."""
+def read_offline(corpus: str) -> pd.DataFrame:
+    """A pinned corpus: columns id, text_a, text_b, label and group, what must not be divided over splits.
+
+    Of rated sentences the label is the valence and the group the review, of Wikipedia's paragraphs the topic's number
+    and the paragraph; those that nobody has put under a topic are left out.
+    """
+    return _read_wiki() if corpus == "wiki" else _read_rated(corpus)
+
+
+def _read_wiki() -> pd.DataFrame:
+    topics = {name: number for number, name in enumerate(TASKS["wiki"].class_names)}
+    articles = json.loads((fetch("wiki") / "summaries.json").read_text(encoding="utf-8")).values()
+    frame = pd.DataFrame(
+        {"id": number, "text_a": article["extract"].strip(), "text_b": "", "label": topics.get(article["topic"])}
+        for number, article in enumerate(articles)
+    )
+    frame = frame[frame["label"].notna() & ~frame["text_a"].map(is_empty)]
+    return frame.assign(label=frame["label"].astype("int64"), group=frame["id"].astype(str))
+
+
+def _read_rated(domain: str) -> pd.DataFrame:
     path = fetch("vader") / f"{domain}.tsv"
     table = _read_tsv(path, _VADER)
     frame = _parse(TASKS[f"{domain}-valence"], _VADER, table, str(path))

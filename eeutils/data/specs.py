@@ -22,6 +22,8 @@ class TaskSpec:
     metrics: tuple[str, ...]  # the headline first
     source: Literal["offline", "glue", "folder"]
     note: str  # what the texts and labels are
+    corpus: str = ""  # of an offline task: which of the pinned files it reads
+    bins: tuple[float, ...] = ()  # where the numbers of the corpus are cut into classes
 
     @property
     def kind(self) -> Literal["classification", "regression"]:
@@ -67,8 +69,8 @@ _CARD_FIELDS = {"title": str, "texts": list, "label": str, "classes": list, "met
 
 def number_task(task: str) -> str:
     """The task whose answer is a number and whose texts are those of `task`, or the nearest that there is."""
-    if f"{task}-valence" in TASKS:
-        return f"{task}-valence"
+    if f"{TASKS[task].corpus if task in TASKS else task}-valence" in TASKS:
+        return f"{TASKS[task].corpus}-valence"
     return "stsb" if spec_of(task).source == "glue" else "movie-valence"
 
 
@@ -98,9 +100,18 @@ def read_card(folder: str) -> dict[str, Any]:
 
 def _offline(name: str, domain: str, texts: str) -> list[TaskSpec]:
     note = f"{texts}, each rated from -4 to 4 by 20 people or more (Hutto and Gilbert, ICWSM 2014)"
+    kinds = (
+        (name, "polarity", ("negative", "positive"), (0.0,)),
+        (f"{name}-valence", "valence", (), ()),
+        # A third of the movie sentences in each.
+        (f"{name}-3", "three classes", ("negative", "mild", "positive"), (-1.5, 1.5)),
+    )
     return [
-        TaskSpec(name, f"{domain}, polarity", ("negative", "positive"), _TEXTS[:1], ("accuracy",), "offline", note),
-        TaskSpec(f"{name}-valence", f"{domain}, valence", (), _TEXTS[:1], NUMBER_METRICS, "offline", note),
+        TaskSpec(
+            *(task, f"{domain}, {kind}", classes, _TEXTS[:1], ("accuracy",) if classes else NUMBER_METRICS),
+            *("offline", note, name, bins),
+        )
+        for task, kind, classes, bins in kinds
     ]
 
 
@@ -108,6 +119,19 @@ def _glue(name: str, title: str, classes: str, metrics: str, texts: int, note: s
     return TaskSpec(name, title, tuple(classes.split()), _TEXTS[:texts], tuple(metrics.split()), "glue", note)
 
 
+_TOPICS = (
+    "Arts",
+    "Biology and health sciences",
+    "Everyday life",
+    "Geography",
+    "History",
+    "Mathematics",
+    "People",
+    "Philosophy and religion",
+    "Physical sciences",
+    "Society and social sciences",
+    "Technology",
+)
 _NLI = "entailment neutral contradiction"
 
 TASKS: dict[str, TaskSpec] = {
@@ -117,6 +141,11 @@ TASKS: dict[str, TaskSpec] = {
         *_offline("amazon", "Amazon reviews", "sentences of product reviews"),
         *_offline("editorial", "Editorials", "sentences of newspaper editorials"),
         *_offline("tweet", "Tweets", "tweets"),
+        TaskSpec(
+            *("wiki", "Wikipedia topics", _TOPICS, _TEXTS[:1], ("accuracy",), "offline"),
+            "which of eleven topics is the first paragraph of an article of Wikipedia about (CC BY-SA 4.0)",
+            "wiki",
+        ),
         _glue("sst2", "SST-2", "negative positive", "accuracy", 1, "the sentiment of a phrase of a movie review"),
         _glue("mrpc", "MRPC", "not_equivalent equivalent", "accuracy f1", 2, "do the two sentences say the same"),
         _glue("rte", "RTE", "entailment not_entailment", "accuracy", 2, "does the first text entail the second"),

@@ -50,15 +50,16 @@ class Task:
 def load_task(name: str, *, train_size: int | None = None, test_size: int | None = None, split_seed: int = 0) -> Task:
     """Load a task and split it: stratified, seeded, no text in two splits.
 
-    `movie` has 1,600 test sentences, the other offline tasks 15% of theirs; of the rest, 10% are dev. A polarity task
-    is its valence task without the exact zeros: the two share their splits. Reviews are never divided over splits.
+    `movie` has 1,600 test sentences, the other offline tasks 15% of theirs; of the rest, and of the train file of
+    others, 10% are dev, but 500 samples where that is at most a fifth. A polarity task is its valence task without the
+    exact zeros: the two share their splits. Reviews are never divided over splits.
     Rows of a train file whose text also stands in the test file are left out, with a warning if they are more than 1%.
 
     Args:
         name: one of `TASKS`, or a folder as `spec_of` describes it.
-        train_size: how many samples train and dev have together; None, or more than there are, for all. dev gets 10%
-            of them, but at least 50, or half of them when they are fewer than 100. A smaller size is always a part of
-            a larger one (same seed), and test does not change.
+        train_size: how many samples train has; None, or more than there are, for all. dev then has a quarter of that,
+            but 50 to 500, or all that it has. A smaller size is always a part of a larger one (same seed), and test
+            does not change.
         test_size: how many samples test has, stratified; None, or more than there are, for all.
         split_seed: for the division into splits; the seed of a training run is another one.
 
@@ -80,9 +81,8 @@ def load_task(name: str, *, train_size: int | None = None, test_size: int | None
     splits, dropped = split_up(spec, random)
     ordered = (split.iloc[_stratified_order(split["label"], spec.kind == "regression", random)] for split in splits)
     train, dev, test = ordered
-    if train_size is not None and train_size < len(train) + len(dev):
-        dev_size = _dev_size(train_size)
-        train, dev = train[: train_size - dev_size], dev[:dev_size]
+    if train_size is not None and train_size < len(train):
+        train, dev = train[:train_size], dev[: min(max(train_size // 4, 50), 500)]
     splits = tuple(split.sort_values("id") for split in (train, dev, test[:test_size]))
     dropped = {reason: (count, of) for reason, (count, of) in dropped.items() if count}
     return Task(spec, *(_to_dataset(spec, split) for split in splits), _fingerprint(splits), dropped)
@@ -118,22 +118,22 @@ _Splits = tuple[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame], dict[str, tuple
 
 
 def _split_offline(spec: TaskSpec, random: np.random.RandomState) -> _Splits:
-    domain = spec.name.removesuffix("-valence")
-    frame = read_offline(domain)
-    rows = len(frame)
+    frame = read_offline(spec.corpus)
+    rows, rated = len(frame), frame["label"].dtype.kind == "f"
     frame = frame[~_text_keys(frame).duplicated()]
-    frame["weight"] = (frame["label"] != 0).astype(int)
+    frame["weight"] = (frame["label"] != 0).astype(int) if rated else 1
     dropped = {"duplicate text": (rows - len(frame), rows)}
 
     # Split before the zeros are dropped, and count only the others: so polarity and valence share their splits.
-    polar = int(frame["weight"].sum())
-    rest, test = _split_off(frame, 1600 if domain == "movie" else round(0.15 * polar), True, random)
-    train, dev = _split_off(rest, _dev_size(int(rest["weight"].sum())), True, random)
+    counted = int(frame["weight"].sum())
+    rest, test = _split_off(frame, 1600 if spec.corpus == "movie" else round(0.15 * counted), rated, random)
+    train, dev = _split_off(rest, _dev_size(int(rest["weight"].sum())), rated, random)
     splits = (train, dev, test)
-    if spec.kind == "classification":
-        dropped["valence exactly zero"] = (len(frame) - polar, rows)
+    if spec.bins == (0.0,):
+        dropped["valence exactly zero"] = (len(frame) - counted, rows)
         splits = tuple(split[split["label"] != 0] for split in splits)
-        splits = tuple(split.assign(label=(split["label"] > 0).astype("int64")) for split in splits)
+    if spec.bins:
+        splits = tuple(split.assign(label=np.searchsorted(spec.bins, split["label"])) for split in splits)
     return splits, dropped
 
 
@@ -167,8 +167,8 @@ def _text_keys(frame: pd.DataFrame) -> pd.Series:
 
 
 def _dev_size(samples: int) -> int:
-    """How many of train's and dev's samples together are dev's."""
-    return max(samples // 10, min(50, samples // 2))
+    """How many of train's and dev's samples together are dev's: what it decides needs hundreds, train needs more."""
+    return max(samples // 10, min(500, samples // 5), min(50, samples // 2))
 
 
 def _split_off(

@@ -1,6 +1,6 @@
 """When a text counts as empty, and when two texts count as one."""
 
-from unicodedata import category
+from unicodedata import category, normalize
 
 # Spaces, control and format characters, and marks, which show nothing without a letter to stand on.
 _INVISIBLE_KINDS = {"Zs", "Zl", "Zp", "Cc", "Cf", "Mn"}
@@ -13,5 +13,7 @@ def is_empty(text: str) -> bool:
 
 
 def normal_form(text: str) -> str:
-    """Two texts that differ in case, spacing or invisible characters only are one, as to an uncased tokenizer."""
-    return "".join(letter for letter in " ".join(text.lower().split()) if category(letter) not in ("Cc", "Cf"))
+    """Two texts that differ in case, accents, spacing or invisible characters only are one, as to an uncased
+    tokenizer."""
+    parts = normalize("NFD", " ".join(text.lower().split()))
+    return "".join(letter for letter in parts if category(letter) not in ("Cc", "Cf", "Mn"))
