@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -158,12 +159,15 @@ def with_head(spent: Spent, head: Exit) -> Spent:
     return Spent(spent.layers, spent.flops + head.plain_flops)
 
 
-def shared_pooler_exits(backbone: Backbone, classes: int, pool: str) -> dict[int, Exit]:
-    """An exit on every layer with ONE pooler for all, as PABEE, F-PABEE and ConsistentEE have it."""
-    pooler = Pooler(backbone)
-    return {layer: Exit(backbone.width, classes, pool, pooler) for layer in range(1, backbone.depth + 1)}
+Poolers = Literal["own", "shared", "none"]
+"""Before their classifiers exits have a pooler each (DeeBERT, BERxiT), one for all (PABEE, F-PABEE, ConsistentEE), or
+none: then an exit is linear (COSEE)."""
 
 
-def own_pooler_exits(backbone: Backbone, classes: int, pool: str) -> dict[int, Exit]:
-    """An exit on every layer, each with a pooler of its own, as DeeBERT and BERxiT have it."""
-    return {layer: Exit(backbone.width, classes, pool, Pooler(backbone)) for layer in range(1, backbone.depth + 1)}
+def exits_on_all_layers(backbone: Backbone, classes: int, pool: str, poolers: Poolers) -> dict[int, Exit]:
+    """An exit on every layer, with poolers of that kind."""
+    one = Pooler(backbone) if poolers == "shared" else None
+    return {
+        layer: Exit(backbone.width, classes, pool, Pooler(backbone) if poolers == "own" else one)
+        for layer in range(1, backbone.depth + 1)
+    }

@@ -34,20 +34,22 @@ def record(model: MultiStageModel, samples: Samples, batch_size: int = 64, progr
     return replace(whole, ids=samples.ids, labels=samples.labels)
 
 
-@torch.no_grad()
 def record_features(
-    model: MultiExitModel, samples: Samples, batch_size: int = 64
-) -> Float[Tensor, "stages samples width"]:
-    """The vectors that the exits of a trained model read, in the samples' own order: for heads learned afterwards."""
-    device = next(model.parameters()).device
-    order, features = [], []
-    for rows, batch in batches(samples, batch_size, progress="features"):
-        state, vectors = model.begin(*batch.to(device).inputs), []
-        for stage in range(model.stages):
-            state = model.reach(stage, state)
-            vector, carried = model.exit_at(stage).read(state)
-            state = replace(state, carried=carried)
-            vectors.append(vector.float().cpu())
-        order.append(rows)
-        features.append(torch.stack(vectors))
-    return torch.cat(features, dim=1)[:, torch.cat(order).argsort()]
+    model: MultiExitModel, samples: Samples, batch_size: int = 64, progress: bool = False
+) -> tuple[Evidence, Float[Tensor, "stages samples width"]]:
+    """Evidence, and from the same pass the vectors that the exits' classifiers read, in the samples' own order: for
+    heads that are learned afterwards."""
+    seen: list[Tensor] = []
+    # Without dropout, as in evaluation mode, a classifier reads the very vector that its exit judges.
+    hooks = [
+        model.exit_at(stage).classifier.register_forward_pre_hook(lambda _, read: seen.append(read[0].float().cpu()))
+        for stage in range(model.stages)
+    ]
+    try:
+        evidence = record(model, samples, batch_size, progress)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    by_stage = torch.stack([torch.cat(seen[stage :: model.stages]) for stage in range(model.stages)])
+    order = torch.cat([rows for rows, _ in batches(samples, batch_size)])
+    return evidence, by_stage[:, order.argsort()]

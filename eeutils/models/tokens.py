@@ -65,6 +65,7 @@ class HashExitModel(MultiStageModel):
     def under(self, schedule: TokenSchedule, packed: bool = True) -> HashExitModel:
         """The same weights under another schedule."""
         other = HashExitModel(self.backbone, self.head, schedule, packed=packed)
+        other.reference_layers = self.reference_layers
         return other.to(self.ranks.device).train(self.training)
 
     def begin(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> HashState:

@@ -7,7 +7,7 @@ next block reads is the block's own output, never the bypass. A sample leaves wh
 exits have stopped diverging. The wiring of the bypass, the divergence and all numbers are known to us from the abstract
 only: the three readings of the wiring and all kinds of divergence are settings here.
 
-    bypass     B(x) = W_up g(W_down x), rank r, W_up = 0 at the start         (our reading of "block-wise bypasses")
+    bypass     B(x) = s W_up g(W_down x), rank r, W_up = 0 at the start       (our reading of "block-wise bypasses")
     parallel   exit l reads H_l + B_l(H_{l-1})                                (the default)
     serial     exit l reads H_l + B_l(H_l)
     stream     exit l reads H_l + s_l, s_l = s_{l-1} + B_l(H_l)
@@ -19,6 +19,7 @@ only: the three readings of the wiring and all kinds of divergence are settings 
     B_l      BypassExit.bypass   the bypass of exit l; g is GELU
     s_l      state.carried       the side stream, pooled
     r        rank                width of the bottleneck
+    s        scale               a constant, as in LoRA: a learning rate of the bypass's own
     D        rules.divergence    kind: which divergence; against: the previous exit, or mean or max over all earlier
     tau      -threshold          readiness is -D
 """
@@ -34,14 +35,13 @@ from eeutils.errors import InputError
 from eeutils.exiting.rules import AGAINST, DIVERGENCES, divergence, sustained
 from eeutils.models.backbone import Hidden, load_backbone
 from eeutils.models.cost import linear_flops
-from eeutils.models.exits import Carried, Exit, ExitState, MultiExitModel, pool_tokens, shared_pooler_exits
+from eeutils.models.exits import Carried, Exit, ExitState, MultiExitModel, exits_on_all_layers, pool_tokens
 from eeutils.papers.pabee import weighted_loss
 from eeutils.training.loop import Phase
 from eeutils.training.method import Method, Options
 from eeutils.training.settings import Setting
 
-Bypass = Literal["parallel", "serial", "stream"]
-Wiring = Literal[Bypass, "wide-head", "none"]
+Wiring = Literal["parallel", "serial", "stream", "wide-head", "none"]
 """The three readings of the wiring, the control with as many parameters in the head, and PABEE's model."""
 
 WIRINGS: tuple[str, ...] = get_args(Wiring)
@@ -49,21 +49,25 @@ WIRINGS: tuple[str, ...] = get_args(Wiring)
 
 @dataclass(frozen=True)
 class BadgeOptions(Options):
-    """`wiring` of the bypass, and its `rank` r."""
+    """`wiring` of the bypass, its `rank` r and its `scale` s."""
 
     wiring: Wiring = "parallel"
     rank: int = 32
+    scale: float = 4.0
 
     def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise InputError(f"the scale of a bypass is above 0; got {self.scale}; use wiring='none' for no bypass")
         if self.rank < 1:
             raise InputError(f"a bypass has a rank of 1 or more; got {self.rank}; use wiring='none' for no bypass")
 
 
 class Bottleneck(nn.Module):
-    """W_up g(W_down x) with g = GELU and `rank` r; W_up starts at zero, so that it begins as nothing."""
+    """s W_up g(W_down x) with g = GELU and `rank` r; W_up starts at zero, so that it begins as nothing."""
 
-    def __init__(self, width: int, rank: int) -> None:
+    def __init__(self, width: int, rank: int, scale: float) -> None:
         super().__init__()
+        self.scale = scale
         self.down = nn.Linear(width, rank)
         self.up = nn.Linear(rank, width)
         nn.init.zeros_(self.up.weight)
@@ -73,17 +77,22 @@ class Bottleneck(nn.Module):
         """g(W_down x)."""
         return nn.functional.gelu(self.down(x))
 
+    def widen(self, x: Float[Tensor, "*shape rank"]) -> Float[Tensor, "*shape width"]:
+        """s W_up x."""
+        return self.scale * self.up(x)
+
     def forward(self, x: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape width"]:
-        return self.up(self.narrow(x))
+        return self.widen(self.narrow(x))
 
 
 class BypassExit(Exit):
     """A plain exit, whose parts it takes over, that also reads a bypass beside its block; the trunk never does."""
 
-    def __init__(self, plain: Exit, wiring: Bypass, rank: int) -> None:
+    def __init__(self, plain: Exit, options: BadgeOptions) -> None:
         width, classes = plain.classifier.in_features, plain.classifier.out_features
         super().__init__(width, classes, plain.pool, plain.pooler, plain.dropout.p)
-        self.classifier, self.wiring, self.bypass = plain.classifier, wiring, Bottleneck(width, rank)
+        self.classifier, self.wiring = plain.classifier, options.wiring
+        self.bypass = Bottleneck(width, options.rank, options.scale)
 
     def beside(self, state: ExitState) -> Float[Tensor, "batch width"]:
         """What the bypass adds to the pooled output of the block: B_l pooled, or the stream s_l.
@@ -95,7 +104,7 @@ class BypassExit(Exit):
             added = self.bypass(source.states[:, 0])
         else:
             narrow = replace(source, states=self.bypass.narrow(source.states))
-            added = self.bypass.up(pool_tokens(narrow, self.pool))
+            added = self.bypass.widen(pool_tokens(narrow, self.pool))
         return added + state.carried["stream"] if "stream" in state.carried else added
 
     def read(self, state: ExitState) -> tuple[Float[Tensor, "batch width"], Carried]:
@@ -110,15 +119,15 @@ class BypassExit(Exit):
 
 
 class WideExit(Exit):
-    """The control: the parameters of a bypass spent in the head, v + W_up g(W_down v) on the pooler's output v.
+    """The control: the parameters of a bypass spent in the head, v + s W_up g(W_down v) on the pooler's output v.
 
     Behind the pooler and not before it: with "cls" that would be the serial bypass itself.
     """
 
-    def __init__(self, plain: Exit, rank: int) -> None:
+    def __init__(self, plain: Exit, options: BadgeOptions) -> None:
         width, classes = plain.classifier.in_features, plain.classifier.out_features
         super().__init__(width, classes, plain.pool, plain.pooler, plain.dropout.p)
-        self.classifier, self.wide = plain.classifier, Bottleneck(width, rank)
+        self.classifier, self.wide = plain.classifier, Bottleneck(width, options.rank, options.scale)
 
     def read(self, state: ExitState) -> tuple[Float[Tensor, "batch width"], Carried]:
         vector, carried = super().read(state)
@@ -134,11 +143,11 @@ def build(setting: Setting, classes: int, options: BadgeOptions) -> MultiExitMod
     All wirings start from the same numbers in all that they share, and give the same answers before training.
     """
     backbone = load_backbone(setting.backbone)
-    exits = shared_pooler_exits(backbone, classes, setting.pool)
+    exits = exits_on_all_layers(backbone, classes, setting.pool, "shared")
     if options.wiring == "wide-head":
-        exits = {layer: WideExit(plain, options.rank) for layer, plain in exits.items()}
+        exits = {layer: WideExit(plain, options) for layer, plain in exits.items()}
     elif options.wiring != "none":
-        exits = {layer: BypassExit(plain, options.wiring, options.rank) for layer, plain in exits.items()}
+        exits = {layer: BypassExit(plain, options) for layer, plain in exits.items()}
     return MultiExitModel(backbone, exits)
 
 

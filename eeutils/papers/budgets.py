@@ -17,7 +17,8 @@ class Budget:
             that counts.
         speed_weights: of ConsistentEE.
         windows: of HashEE's schedules in the study, (first, last); None is the top.
-        diversities: lambda of ensemble exits.
+        diversities: lambda of ensemble exits, first the one that the study takes: the largest of its search that leaves
+            every exit learned.
         frozen_weights: of ConsistentEE's policies on a frozen encoder, which are learned in seconds.
         seeds: of those policies.
         cross_fitting: changes to the setting where memorized layers are cross-fitted: few samples, many epochs.
@@ -36,39 +37,42 @@ class Budget:
 
 def budget_of(profile: str, depth: int) -> Budget:
     """The budget of a profile for an encoder of that many layers."""
-    windows = ((1, None), (1, 1), (1, depth // 2), (1 + depth // 2, None))
-    frozen_weights = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
+    # An ordinary token runs half a window on average, and the encoder ends with it: about 1.5x, 2x and 3x in FLOPs.
+    windows = ((1, None), (1, max(1, depth - max(1, depth // 6))), (1, max(1, depth // 2)))
+    frozen_weights = (0.0, 0.05, 0.1, 0.15, 0.2)
     if profile == "smoke":
         return Budget(
             shallow_depths=(depth // 2,) if depth > 1 else (),
             wirings=("parallel", "serial", "stream", "wide-head"),
             cascade={"folds": 2, "repeats": 1},
             speed_weights=(0.15,),
-            windows=windows[:1],
+            windows=windows[:2],
             diversities=(0.1,),
             frozen_weights=(0.0, 0.15),
             seeds=2,
             cross_fitting={},
         )
+    # Half of the layers is 2x, a third 3x, two thirds 1.5x: the speed-ups at which k-layer models are quoted.
+    depths = tuple(dict.fromkeys(k for k in (depth // 3, depth // 2, 2 * depth // 3) if k > 0))
     if profile == "quick":
         return Budget(
-            shallow_depths=tuple(k for k in (depth // 3, 2 * depth // 3) if k > 0),
+            shallow_depths=depths,
             wirings=("parallel", "wide-head"),
-            cascade={"folds": 2, "repeats": 2},
-            speed_weights=(0.15, 0.2),
-            windows=windows[:3],
-            diversities=(0.1,),
+            cascade={"folds": 2, "repeats": 5},
+            speed_weights=(0.05, 0.15),
+            windows=windows,
+            diversities=(1.0,),
             frozen_weights=frozen_weights,
             seeds=3,
             cross_fitting={"train_size": 300, "epochs": 5},
         )
     return Budget(
-        shallow_depths=tuple(range(1, depth)),
+        shallow_depths=depths if profile == "study" else tuple(range(1, depth)),
         wirings=("parallel", "serial", "stream", "wide-head"),
-        cascade={},
-        speed_weights=(0.05, 0.1, 0.15, 0.2, 0.3),
+        cascade={"folds": 2} if profile == "study" else {},
+        speed_weights=(0.05, 0.15, 0.2),
         windows=windows,
-        diversities=(0.01, 0.05, 0.1, 0.2),
+        diversities=(1.0,) if profile == "study" else (1.0, 0.1, 0.3, 3.0),
         frozen_weights=frozen_weights,
         seeds=3,
         cross_fitting={"train_size": 2500, "epochs": 5},

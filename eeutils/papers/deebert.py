@@ -15,12 +15,14 @@ is exactly the plain model's, and the early ones are as good as frozen layers al
     S        threshold            entropy() takes 1 - S / ln C: see rules.from_entropy
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from eeutils.data.samples import Batch
 from eeutils.exiting.rules import entropy
 from eeutils.models.backbone import load_backbone
-from eeutils.models.exits import MultiExitModel, own_pooler_exits
+from eeutils.models.exits import Exit, MultiExitModel, Pooler, Poolers, exits_on_all_layers
 from eeutils.models.stages import Answers, MultiStageModel
 from eeutils.papers import finetuned
 from eeutils.training.loop import Phase, answer_loss
@@ -28,10 +30,19 @@ from eeutils.training.method import Method, Options
 from eeutils.training.settings import Setting
 
 
-def build(setting: Setting, classes: int, options: Options) -> MultiExitModel:
-    """An off-ramp with its own pooler on every layer; the last one is the plain model's head."""
+@dataclass(frozen=True)
+class DeebertOptions(Options):
+    """`poolers` of off-ramps 1 .. n-1; with "none" they are linear exits on a frozen fine-tuned encoder."""
+
+    poolers: Poolers = "own"
+
+
+def build(setting: Setting, classes: int, options: DeebertOptions) -> MultiExitModel:
+    """An off-ramp on every layer; the last one is the plain model's head, with a pooler of its own."""
     backbone = load_backbone(setting.backbone)
-    return MultiExitModel(backbone, own_pooler_exits(backbone, classes, setting.pool))
+    exits = exits_on_all_layers(backbone, classes, setting.pool, options.poolers)
+    exits[backbone.depth] = Exit(backbone.width, classes, setting.pool, Pooler(backbone))
+    return MultiExitModel(backbone, exits)
 
 
 def off_ramp_loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
@@ -44,7 +55,7 @@ def early_off_ramps(model: MultiExitModel) -> list[nn.Module]:
     return [model.exit_at(stage) for stage in range(model.stages - 1)]
 
 
-def phases(options: Options) -> list[Phase]:
+def phases(options: DeebertOptions) -> list[Phase]:
     """Stage 2 alone: stage 1 is the plain model, which this method starts from."""
     return [Phase("off-ramps", off_ramp_loss, trains=early_off_ramps)]
 
@@ -56,5 +67,6 @@ METHOD = Method(
     build=build,
     phases=phases,
     rules={"entropy": entropy()},
+    options=DeebertOptions(),
     starts_from=finetuned.METHOD,
 )

@@ -66,7 +66,7 @@ def build(setting: Setting, classes: int, options: EnsembleOptions) -> MultiExit
     """PABEE's model: what differs is the objective. An error for regression, where there is nothing to vote on."""
     if classes == 1:
         raise InputError("ensemble exits vote on classes and this task is a regression; use pabee")
-    return pabee.build(setting, classes, options)
+    return pabee.build(setting, classes, pabee.METHOD.options)
 
 
 def cross_entropies(logits: Float[Tensor, "stages batch classes"]) -> Float[Tensor, "stages stages batch"]:

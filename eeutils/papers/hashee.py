@@ -45,6 +45,7 @@ class HashOptions(Options):
     buckets: Buckets = "mass"  # whether layers share the running tokens or the token types
     first: int = 1  # of the window of layers
     last: int | None = None  # likewise; None is the top
+    truncated: bool = True  # whether the encoder ends at the last bucket, as the paper's, or goes on to its top
     special_to_top: bool = True  # whether [CLS] and its like run all layers
     drawn: bool = False  # train with a window drawn for each batch, so that one model serves them all
 
@@ -55,8 +56,12 @@ def record_under(model: HashExitModel, schedules: Sequence[TokenSchedule], sampl
 
 
 def build(setting: Setting, classes: int, options: HashOptions) -> HashExitModel:
-    """The plain model under a schedule that is made from the training split."""
+    """The plain model, cut to the layers of its last bucket as the paper's is, under a schedule that is made from the
+    training split."""
     backbone = load_backbone(setting.backbone)
+    depth = backbone.depth
+    if options.truncated and options.last is not None:
+        backbone.truncate(options.last)
     schedule = make_schedule(
         options.function,
         samples_of(setting, "train"),
@@ -69,7 +74,9 @@ def build(setting: Setting, classes: int, options: HashOptions) -> HashExitModel
         seed=setting.seed,
     )
     head = Exit(backbone.width, classes, setting.pool, Pooler(backbone))
-    return HashExitModel(backbone, head, schedule, drawn=options.drawn)
+    model = HashExitModel(backbone, head, schedule, drawn=options.drawn)
+    model.reference_layers = depth  # speed-ups are measured against the whole encoder
+    return model
 
 
 METHOD = Method(

@@ -15,22 +15,31 @@ early even helps where the last layers "overthink".
     tau      patience(tolerance)    how close two numbers must be to agree
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from eeutils.data.samples import Batch
 from eeutils.exiting.rules import patience
 from eeutils.models.backbone import load_backbone
-from eeutils.models.exits import MultiExitModel, shared_pooler_exits
+from eeutils.models.exits import MultiExitModel, Poolers, exits_on_all_layers
 from eeutils.models.stages import Answers, MultiStageModel
 from eeutils.training.loop import Phase, answer_loss, over_exits
 from eeutils.training.method import Method, Options
 from eeutils.training.settings import Setting
 
 
-def build(setting: Setting, classes: int, options: Options) -> MultiExitModel:
-    """A classifier on every layer; all share one pooler, as in the authors' code."""
+@dataclass(frozen=True)
+class PabeeOptions(Options):
+    """`poolers` before the classifiers; one for all is that of the authors' code."""
+
+    poolers: Poolers = "shared"
+
+
+def build(setting: Setting, classes: int, options: PabeeOptions) -> MultiExitModel:
+    """A classifier on every layer."""
     backbone = load_backbone(setting.backbone)
-    return MultiExitModel(backbone, shared_pooler_exits(backbone, classes, setting.pool))
+    return MultiExitModel(backbone, exits_on_all_layers(backbone, classes, setting.pool, options.poolers))
 
 
 def weighted_loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
@@ -45,4 +54,5 @@ METHOD = Method(
     build=build,
     phases=lambda options: [Phase("joint", weighted_loss)],
     rules={"patience": patience()},
+    options=PabeeOptions(),
 )

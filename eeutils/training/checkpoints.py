@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from safetensors.torch import load_model, save_model
-from torch import nn
 
 from eeutils.files import atomic_write, explain_full_disk
 
@@ -24,8 +22,6 @@ class Position:
     phase: int = 0
     epoch: int = 0
     step: int = 0
-    best: float | None = None
-    best_epoch: int = -1
     history: list[dict[str, Any]] | None = None
     seconds: float = 0.0
     loss_sum: float = 0.0
@@ -83,20 +79,6 @@ class Checkpoints:
                     shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         self._last = time.monotonic()
-
-    def _best(self, phase: int) -> Path:
-        return self.directory / f"best-{phase}.safetensors"
-
-    def save_best(self, model: nn.Module, phase: int) -> None:
-        """The weights of the best epoch so far."""
-        if self.accelerator.is_main_process:
-            with atomic_write(self._best(phase)) as partial:
-                save_model(model, str(partial))
-        self.accelerator.wait_for_everyone()
-
-    def load_best(self, model: nn.Module, phase: int) -> None:
-        """The weights of the phase's best epoch."""
-        load_model(model, self._best(phase))
 
 
 def remove_checkpoints(directory: Path) -> None:

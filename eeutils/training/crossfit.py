@@ -13,11 +13,12 @@ from torch import Tensor
 
 from eeutils.errors import InputError
 from eeutils.exiting.evidence import Evidence, concatenate
+from eeutils.models.record import record
 from eeutils.training import loop
 from eeutils.training.checkpoints import remove_checkpoints
 from eeutils.training.fingerprint import run_key
 from eeutils.training.method import Method
-from eeutils.training.runs import KEY_LETTERS, fit_and_record, only_one, runs_dir, samples_of
+from eeutils.training.runs import KEY_LETTERS, fit_anew, only_one, runs_dir, samples_of
 from eeutils.training.settings import Setting
 
 
@@ -41,7 +42,7 @@ def out_of_fold(
     """Evidence on the training samples, each one judged by a model that was trained without it.
 
     Args:
-        method: trained once per fold on the other folds; dev chooses its epoch, as always.
+        method: trained once per fold on the other folds.
         setting: as for `load_or_train`.
         folds: number of models.
         seed: of the folds and of the models; several seeds give several opinions.
@@ -63,7 +64,7 @@ def out_of_fold(
     setting, chosen = replace(setting, seed=seed), method.with_options(**options)
     key = run_key(method, setting, chosen)[:KEY_LETTERS]
     directory = runs_dir() / f"folds={folds}-{method.name}-seed{seed}-{key}"
-    train, dev = (samples_of(setting, split, method.encoders(setting, chosen)) for split in ("train", "dev"))
+    train = samples_of(setting, "train", method.encoders(setting, chosen))
     fold = fold_of(train.ids, folds, seed)
     parts = []
     for number in range(folds):
@@ -72,10 +73,10 @@ def out_of_fold(
         name = f"fold{number}of{folds}-{key}"
         with only_one(name):
             if not path.exists():
-                work, splits = runs_dir() / f".work-{name}", {"held out": held_out}
-                _, _, said = fit_and_record(method, setting, chosen, rest, dev, splits, work, progress=progress)
+                work = runs_dir() / f".work-{name}"
+                model, _ = fit_anew(method, setting, chosen, rest, work, progress=progress)
                 if loop.processes().is_main_process:
-                    said["held out"].save(path)
+                    record(model, held_out, progress=progress).save(path)
                     remove_checkpoints(work)
                 loop.processes().wait_for_everyone()
         parts.append(Evidence.load(path))

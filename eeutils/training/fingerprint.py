@@ -38,13 +38,12 @@ from eeutils.training.settings import Setting
 _CODE = (samples, record, loop)
 """Where reading begins, beside the paper's file; whatever these import of this package is read, too."""
 
-# What these decide is in a run's configuration already, or is asked only after training. One exception: ConsistentEE's
-# monitor asks `rules.policy`; if you change that, delete its runs. Families are read one by one.
+# What these decide is in a run's configuration already, or is asked only after training. Families are read one by one.
 _DECIDE_NOTHING = {
     *("eeutils.errors", "eeutils.files"),
     *(f"eeutils.data.{name}" for name in ("readers", "sources", "specs", "tasks", "texts")),
     *(f"eeutils.training.{name}" for name in ("fingerprint", "method", "runs", "settings")),
-    *("eeutils.exiting.rules", "eeutils.models.families"),
+    *("eeutils.exiting.rules", "eeutils.exiting.tradeoff", "eeutils.models.families"),
 }
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -27,21 +27,13 @@ from transformers import get_linear_schedule_with_warmup
 
 from eeutils.data.samples import Batch, LengthBuckets, Samples
 from eeutils.errors import InputError
-from eeutils.exiting.evidence import Evidence
-from eeutils.exiting.tradeoff import Metric, fixed_exits
 from eeutils.models.backbone import Backbone
 from eeutils.models.exits import Exit
-from eeutils.models.record import record
 from eeutils.models.stages import Answers, MultiStageModel
 from eeutils.training.checkpoints import Checkpoints, Position
 from eeutils.training.settings import Setting
 
 Objective = Callable[[MultiStageModel, Answers, Batch], Tensor]
-
-
-def mean_stage_score(evidence: Evidence, metric: Metric) -> float:
-    """The default for choosing the best epoch: the mean score over all stages, since any of them may have to answer."""
-    return float(fixed_exits(evidence, metric).score.mean())
 
 
 @dataclass(frozen=True)
@@ -53,16 +45,15 @@ class Phase:
         objective: (model, answers of all stages, batch) -> loss to minimise.
         trains: model -> the modules whose parameters are trained, by default all. What is frozen runs in evaluation
             mode (no dropout) and is left out of gradient clipping.
-        epochs, learning_rate: the setting's, unless given; a rate that is given is that of heads, too.
-        monitor: (dev evidence, metric) -> the number whose best epoch is kept.
+        epochs: the setting's, unless given.
+        rate: times the setting's learning rates, that of the encoder and that of the heads.
     """
 
     name: str
     objective: Objective
     trains: Callable[[MultiStageModel], list[nn.Module]] = lambda model: [model]
     epochs: int | None = None
-    learning_rate: float | None = None
-    monitor: Callable[[Evidence, Metric], float] = mean_stage_score
+    rate: float = 1.0
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -102,36 +93,35 @@ def fit(
     model: MultiStageModel,
     phases: list[Phase],
     train: Samples,
-    dev: Samples,
-    metric: Metric,
     setting: Setting,
     directory: Path,
     *,
     progress: bool = True,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: float = 120.0,
 ) -> pd.DataFrame:
     """Train a model in place through its phases.
 
+    Every step is taken and the last weights are kept: the learning rate has fallen to nothing by then, all methods get
+    the steps that they were given, and dev is left for what is chosen between trainings.
+
     Args:
-        model: trained in place; on return it holds the best epoch's weights of the last phase.
-        phases: run in order; each keeps the weights of its epoch with the best `monitor` on dev.
-        train, dev: tokenised samples with labels.
-        metric: (predictions, labels) -> score.
+        model: trained in place.
+        phases: run in order.
+        train: tokenised samples with labels.
         setting: batch size, learning rate, epochs, seed and so on.
         directory: for checkpoints; the same directory resumes an interrupted run.
         checkpoint_seconds: at most that much training is lost when a run is killed; 0 saves after every step.
 
     Returns:
-        One row per phase and epoch: phase, epoch, loss, score (the monitor), exit_1 .. exit_S (dev scores), seconds,
-        samples_per_second, best. Dev is scored in the model's own precision, whatever the steps are computed in: as
-        evidence is.
+        One row per phase and epoch: phase, epoch, steps (of that epoch), loss (their mean), seconds,
+        samples_per_second.
 
     Raises:
         InputError: no samples, no labels, a batch size that the processes cannot share, a phase that trains nothing, or
             a loss that is not finite.
     """
-    if len(train) == 0 or train.labels is None or dev.labels is None:
-        raise InputError("training needs at least one sample, and labels for train and dev")
+    if len(train) == 0 or train.labels is None:
+        raise InputError("training needs at least one sample, and labels")
     accelerator = Accelerator(
         cpu=on_cpu(),
         step_scheduler_with_optimizer=False,
@@ -149,10 +139,7 @@ def fit(
     model.to(accelerator.device)
     while position.phase < len(phases):
         phase = phases[position.phase]
-        training = _Training(model, phase, train, dev, metric, setting, accelerator, checkpoints, position, progress)
-        training.run()
-        checkpoints.load_best(model, position.phase)
-        position.phase, position.epoch, position.best, position.best_epoch = position.phase + 1, 0, None, -1
+        _Training(model, phase, train, setting, accelerator, checkpoints, position, progress).run()
     model.requires_grad_(True).eval()
     return pd.DataFrame(position.history)
 
@@ -184,8 +171,6 @@ class _Training:
     model: MultiStageModel
     phase: Phase
     train: Samples
-    dev: Samples
-    metric: Metric
     setting: Setting
     accelerator: Accelerator
     checkpoints: Checkpoints
@@ -193,7 +178,7 @@ class _Training:
     progress: bool
 
     def run(self) -> None:
-        """Train epoch by epoch, keep the best one, stop early."""
+        """Train epoch by epoch."""
         position, epochs = self.position, self.phase.epochs or self.setting.epochs
         if position.epoch == position.step == 0:
             set_seed(1000 * self.setting.seed + position.phase)
@@ -201,17 +186,13 @@ class _Training:
         self._prepare(epochs)
         self.checkpoints.restore(position)
         with self._bar(epochs) as bar:
-            while position.epoch < epochs and not self._is_getting_worse():
+            while position.epoch < epochs:
                 self._run_epoch(bar)
-                self._judge_epoch(bar)
-                if position.epoch < epochs and not self._is_getting_worse():
-                    self.checkpoints.save(position)
-        for row in position.history:
-            if row["phase"] == self.phase.name:
-                row["best"] = row["epoch"] == position.best_epoch + 1
+                self._end_epoch()
         # Takes off what prepare() put around forward for mixed precision: else the next phase would wrap it again.
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
+        position.phase, position.epoch = position.phase + 1, 0
 
     def _choose_what_is_trained(self) -> None:
         self.model.requires_grad_(False)
@@ -232,10 +213,9 @@ class _Training:
             # Its own: else making the iterator would move the global one, and a resumed run would differ.
             generator=torch.Generator().manual_seed(0),
         )
-        rate = self.phase.learning_rate or setting.learning_rate
-        head_rate = self.phase.learning_rate or setting.head_rate * setting.learning_rate
+        rate = self.phase.rate * setting.learning_rate
         optimizer = torch.optim.AdamW(
-            _groups(self.model, head_rate, setting.weight_decay),
+            _groups(self.model, setting.head_rate * rate, setting.weight_decay),
             lr=rate,
             eps=1e-8,
             fused=True,  # on two cores the plain loop over tensors costs a tenth of a step
@@ -293,29 +273,19 @@ class _Training:
         self.optimizer.zero_grad()
         return mean_loss, bool(due)
 
-    def _judge_epoch(self, bar: tqdm) -> None:
-        position, evidence = self.position, record(self.model, self.dev)
-        (score,) = broadcast_object_list([self.phase.monitor(evidence, self.metric)])
-        exits = fixed_exits(evidence, self.metric).score
+    def _end_epoch(self) -> None:
+        position, steps = self.position, len(self.sampler)
         position.history.append(
             {
                 "phase": self.phase.name,
                 "epoch": position.epoch + 1,
-                "loss": position.loss_sum / len(self.sampler),
-                "score": score,
-                **{f"exit_{stage + 1}": value for stage, value in enumerate(exits)},
+                "steps": steps,
+                "loss": position.loss_sum / steps,
                 "seconds": position.seconds,
                 "samples_per_second": len(self.train) / position.seconds,
             }
         )
-        if position.best is None or score > position.best:
-            position.best, position.best_epoch = score, position.epoch
-            self.checkpoints.save_best(self.model, position.phase)
         position.epoch, position.step, position.seconds, position.loss_sum = position.epoch + 1, 0, 0.0, 0.0
-        bar.set_postfix(dev=f"{score:.3f}")
-
-    def _is_getting_worse(self) -> bool:
-        return self.position.epoch - 1 - self.position.best_epoch >= self.setting.early_stopping
 
 
 def _groups(model: nn.Module, head_rate: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import pandas as pd
 from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+from torch import Tensor
 
 from eeutils.data import metrics
 from eeutils.data.samples import Samples, encode_split
@@ -26,13 +27,15 @@ from eeutils.errors import InputError
 from eeutils.exiting.evidence import Evidence
 from eeutils.exiting.tradeoff import Metric
 from eeutils.files import atomic_write, repository_root
-from eeutils.models.record import record
+from eeutils.models.exits import MultiExitModel
+from eeutils.models.record import record, record_features
 from eeutils.models.stages import MultiStageModel
 from eeutils.models.vocabularies import tokenizers_of
 from eeutils.training import loop
 from eeutils.training.checkpoints import remove_checkpoints
 from eeutils.training.fingerprint import environment, key_of, run_config, run_key
 from eeutils.training.method import Method, Options
+from eeutils.training.probes import fit_probes, learned_exits, probe_evidence
 from eeutils.training.settings import Setting
 
 log = logging.getLogger(__name__)
@@ -79,6 +82,40 @@ class Run:
             if not path.exists():
                 record(self.model(), self.samples(split), progress=True).save(path)
         return Evidence.load(path)
+
+    @cached_property
+    def probe_dev(self) -> Evidence:
+        """What linear probes on the vectors of the exits say of dev; an error for a model that is no encoder with
+        exits."""
+        return self._probe("dev")
+
+    @cached_property
+    def probe_test(self) -> Evidence:
+        """The same on test: linear exits on the frozen encoder of this checkpoint, at the cost of its own exits."""
+        return self._probe("test")
+
+    def _probe(self, split: str) -> Evidence:
+        path = self.directory / f"evidence-probe-{split}.safetensors"
+        with loop.processes().main_process_first():
+            if not path.exists():
+                model = self.model()
+                if not isinstance(model, MultiExitModel):
+                    raise InputError(
+                        f"probes read the vectors of exits on one encoder, and {self.method.title} has none"
+                    )
+                recorded = {name: record_features(model, self.samples(name)) for name in SPLITS}
+                _save_probes(self.directory, model, self.samples("train"), recorded)
+        return Evidence.load(path)
+
+    @property
+    def has_probes(self) -> bool:
+        """Whether probes stand beside its exits: they do wherever one encoder has several."""
+        return (self.directory / "evidence-probe-dev.safetensors").exists()
+
+    @cached_property
+    def learned(self) -> pd.DataFrame:
+        """Whether every exit has learned, on dev: see `probes.learned_exits`."""
+        return learned_exits(self.dev, self.probe_dev, self.metric)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -183,28 +220,25 @@ def only_one(work: str) -> Iterator[None]:
         yield
 
 
-def fit_and_record(
+def fit_anew(
     method: Method,
     setting: Setting,
     options: Options,
     train: Samples,
-    dev: Samples,
-    splits: Mapping[str, Samples],
     work: Path,
     *,
     parent: Run | None = None,
     progress: bool = True,
-) -> tuple[MultiStageModel, pd.DataFrame, dict[str, Evidence]]:
-    """Build a model, train it, and record what it says of each of `splits`.
+) -> tuple[MultiStageModel, pd.DataFrame]:
+    """Build a model and train it.
 
     Args:
-        train, dev: what it learns from, and what chooses its epochs.
+        train: what it learns from.
         work: folder for checkpoints; what was interrupted goes on from there.
         parent: the run whose weights it starts from, where the method has one.
 
     Returns:
-        The trained model, the training history, and evidence by split (of the first process alone, where several train
-        together; empty in the others).
+        The trained model and the training history.
     """
     loop.set_seed(setting.seed)
     model = method.build(setting, classes_of(setting), options)
@@ -215,34 +249,40 @@ def fit_and_record(
     # Once the model stands: what it refuses is told before notes are made, which may take many trainings.
     train = train.with_notes(**method.annotate(setting, options))
     log.info("training %s on %s, seed %s", method.name, setting.task, setting.seed)
-    history = loop.fit(
-        model, method.phases(options), train, dev, metric_of(setting.task), setting, work, progress=progress
-    )
-    if not loop.processes().is_main_process:
-        return model, history, {}
-    return model, history, {name: record(model, samples, progress=progress) for name, samples in splits.items()}
+    return model, loop.fit(model, method.phases(options), train, setting, work, progress=progress)
 
 
 def _train(run: Run, config: dict[str, Any], parent: Run | None, progress: bool) -> None:
-    method, setting, options = run.method, run.setting, run.options
-    work = runs_dir() / f".work-{key_of(config)[:KEY_LETTERS]}"
-    train = run.samples("train")
-    splits = {split: run.samples(split) for split in SPLITS}
-    model, history, evidence = fit_and_record(
-        method, setting, options, train, splits["dev"], splits, work, parent=parent, progress=progress
-    )
+    work, train = runs_dir() / f".work-{key_of(config)[:KEY_LETTERS]}", run.samples("train")
+    model, history = fit_anew(run.method, run.setting, run.options, train, work, parent=parent, progress=progress)
     state = loop.processes()
     if state.is_main_process:
         with atomic_write(run.directory) as partial_directory:
             partial_directory.mkdir()
             save_model(model, str(partial_directory / "model.safetensors"))
-            for split, recorded in evidence.items():
-                recorded.save(partial_directory / f"evidence-{split}.safetensors")
+            # A single exit needs no probe to be judged by: there is no other to leave at.
+            if isinstance(model, MultiExitModel) and model.stages > 1:
+                pass_of = partial(record_features, model, progress=progress)
+                recorded = {split: pass_of(run.samples(split)) for split in SPLITS}
+                _save_probes(partial_directory, model, train, recorded)
+                evidence = {split: exits for split, (exits, _) in recorded.items()}
+            else:
+                evidence = {split: record(model, run.samples(split), progress=progress) for split in SPLITS}
+            for split, exits in evidence.items():
+                exits.save(partial_directory / f"evidence-{split}.safetensors")
             history.to_csv(partial_directory / "history.csv", index=False)
             for name, facts in (("config", config), ("environment", environment())):
                 (partial_directory / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
         remove_checkpoints(work)
     state.wait_for_everyone()
+
+
+def _save_probes(
+    directory: Path, model: MultiExitModel, train: Samples, recorded: Mapping[str, tuple[Evidence, Tensor]]
+) -> None:
+    probes = fit_probes(record_features(model, train)[1], train.labels)
+    for split, (exits, features) in recorded.items():
+        probe_evidence(probes, features, exits).save(directory / f"evidence-probe-{split}.safetensors")
 
 
 @lru_cache(maxsize=32)

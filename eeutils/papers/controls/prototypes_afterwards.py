@@ -37,9 +37,9 @@ def space_loss(options: De3Options, model: MultiStageModel, answers: Answers, ba
 
 
 def space_phases(options: De3Options) -> list[Phase]:
-    """One phase on a frozen PABEE model: the metric spaces learn, and nothing else feels it."""
-    loss = partial(space_loss, options)
-    return [Phase("metric spaces", loss, trains=spaces, learning_rate=1e-3, monitor=nearest_prototype_score)]
+    """One phase on a frozen PABEE model, at the rate of the joint training: the spaces learn, and nothing else feels
+    it."""
+    return [Phase("metric spaces", partial(space_loss, options), trains=spaces)]
 
 
 UNREGULARISED = replace(
@@ -52,10 +52,16 @@ UNREGULARISED = replace(
 """The ablation: PABEE's model as it is, with metric spaces and prototypes learned afterwards."""
 
 
+def prototypes_answer(evidence: Evidence) -> Evidence:
+    """The decisive control: the prototypes as classifiers of their own, with logits -d^2, so that a sample can leave by
+    the entropy of what they say and the linear classifiers are not asked."""
+    return replace(evidence, logits=-evidence.extras["distances"].square())
+
+
 @torch.no_grad()
 def embed(model: MultiExitModel, samples: Samples, batch_size: int = 64) -> Float[Tensor, "stages samples dimension"]:
     """Where each exit's metric space puts each sample, in the samples' own order."""
-    features = record_features(model, samples, batch_size)
+    _, features = record_features(model, samples, batch_size)
     device = next(model.parameters()).device
     return torch.stack(
         [space.metric(each.to(device)).cpu() for space, each in zip(spaces(model), features, strict=True)]
