@@ -20,10 +20,26 @@ from eeutils.exiting.intervals import Interval
 from eeutils.files import repository_root
 
 REPRODUCED = "reproduced"
-PARTLY = "partly"
 NOT_REPRODUCED = "not reproduced"
+NO_DIFFERENCE = "no difference"
+MIXED = "mixed"
+UNDECIDED = "undecided"
+BY_CONSTRUCTION = "by construction"
 NOT_TESTABLE = "not testable here"
+VERDICTS = {
+    REPRODUCED: "the whole interval clears the bar",
+    NOT_REPRODUCED: "no part of the interval clears the bar",
+    NO_DIFFERENCE: "the interval lies within the claim's margin around 0",
+    MIXED: "several operating points or tasks, and they firmly disagree",
+    UNDECIDED: "the interval is too wide to tell",
+    BY_CONSTRUCTION: "it holds, and could hardly have failed",
+    NOT_TESTABLE: "the ground lacks what it needs, or the treatment did not take",
+}
+"""Every verdict, and when it is given."""
+
 NOT_AVAILABLE = "not available"
+RECALLED = "[M]"
+"""The source of a claim that is recalled and unverified: a hypothesis, never called the paper's."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +51,14 @@ class Claim:
         paper: the method's name.
         text: the claim in our words.
         source: the key of its source: [P] paper, [R] authors' README, [S] another paper's table, [A] abstract, [M] as
-            commonly recalled, not verified: a hypothesis.
+            commonly recalled, not verified: a hypothesis, [O] a control of our own.
         paper_number: what the paper reports, or "not available".
         test: how we test it, in words: what is measured, against what.
         bar: what our number must be at least for the claim to hold.
         ceiling: what it must be at most; no limit unless the claim sets one.
-        why: the likely reason where it does not hold here; true whatever the numbers are.
+        margin: our number is a difference, and within that much of 0 it is none; 0 where it is no difference.
+        by_construction: why it could hardly have failed, for a claim that follows from what is built.
+        guess: why it may not hold here, where no control shows it.
     """
 
     id: str
@@ -50,8 +68,15 @@ class Claim:
     test: str
     bar: float
     ceiling: float = math.inf
+    margin: float = 0.005
     paper_number: str = NOT_AVAILABLE
-    why: str = ""
+    by_construction: str = ""
+    guess: str = ""
+
+    @property
+    def recalled(self) -> bool:
+        """Whether nobody has verified that the paper says so."""
+        return self.source == RECALLED
 
 
 @dataclass(frozen=True)
@@ -87,11 +112,11 @@ def ledger() -> dict[str, Claim]:
 
 
 def judge(claim_id: str, intervals: Sequence[Interval] | Interval, note: str = "") -> Verdict:
-    """Decide by the interval: reproduced when all of it lies between bar and ceiling, not reproduced when none of it
-    does, else partly.
+    """Decide by the interval alone; `VERDICTS` says how.
 
-    With several intervals (tasks, operating points) all of them must clear the bar for "reproduced"; when none
-    clears it and at least one lies wholly below, the claim is not reproduced.
+    Of several intervals (tasks, operating points) all must clear the bar for "reproduced", and none may for "not
+    reproduced"; some that do and some that firmly do not are "mixed". Otherwise one that cannot tell leaves the whole
+    undecided, and the note then says how many samples would tell.
 
     Raises:
         InputError: an unknown claim, or no interval.
@@ -103,10 +128,45 @@ def judge(claim_id: str, intervals: Sequence[Interval] | Interval, note: str = "
     ours = "; ".join(map(str, intervals))
     if not all(math.isfinite(bound) for interval in intervals for bound in (interval.low, interval.high)):
         return Verdict(claim, NOT_TESTABLE, ours, "our number is undefined on this run")
-    clears = [claim.bar <= interval.low and interval.high <= claim.ceiling for interval in intervals]
-    fails = [interval.high < claim.bar or interval.low > claim.ceiling for interval in intervals]
-    outcome = REPRODUCED if all(clears) else NOT_REPRODUCED if any(fails) and not any(clears) else PARTLY
+    found = {_one(claim, interval) for interval in intervals}
+    if REPRODUCED in found and found & {NOT_REPRODUCED, NO_DIFFERENCE}:
+        outcome = MIXED
+    elif UNDECIDED in found and NOT_REPRODUCED not in found:
+        outcome = UNDECIDED
+        note = "; ".join(filter(None, [note, would_decide(claim, intervals)]))
+    elif NOT_REPRODUCED in found:
+        outcome = NOT_REPRODUCED
+    else:
+        (outcome,) = found
+    if outcome == REPRODUCED and claim.by_construction:
+        outcome, note = BY_CONSTRUCTION, "; ".join(filter(None, [note, claim.by_construction]))
     return Verdict(claim, outcome, ours, note)
+
+
+def _one(claim: Claim, interval: Interval) -> str:
+    if claim.bar <= interval.low and interval.high <= claim.ceiling:
+        return REPRODUCED
+    if claim.margin and -claim.margin <= interval.low and interval.high <= claim.margin:
+        return NO_DIFFERENCE
+    return NOT_REPRODUCED if interval.high < claim.bar or interval.low > claim.ceiling else UNDECIDED
+
+
+def would_decide(claim: Claim, intervals: Sequence[Interval]) -> str:
+    """How many test samples would tell on which side of the bar our number is, if it stays as it is: an interval
+    shrinks with the root of their number. Of several intervals the hardest; nothing where none knows its units."""
+    wanted = []
+    for interval in intervals:
+        distance = min(abs(interval.estimate - bound) for bound in (claim.bar, claim.ceiling) if math.isfinite(bound))
+        half = (interval.high - interval.low) / 2
+        if _one(claim, interval) == UNDECIDED and interval.units:
+            wanted.append(interval.units * (half / distance) ** 2 if distance else math.inf)
+    if not wanted:
+        return ""
+    most = max(wanted)
+    if most > 1e6:
+        return "our number lies on the bar: no number of samples would tell"
+    # Two digits: it is an order of magnitude.
+    return f"about {float(f'{most:.1e}'):,.0f} test samples would tell, if the number stays as it is"
 
 
 def not_testable(claim_id: str, why: str) -> Verdict:

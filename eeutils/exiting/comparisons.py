@@ -14,7 +14,7 @@ from eeutils.exiting.claims import Verdict, judge, not_testable
 from eeutils.exiting.evidence import Evidence
 from eeutils.exiting.intervals import Interval, equal_cost_difference, paired_difference
 from eeutils.exiting.rules import Rule
-from eeutils.exiting.tradeoff import Metric, at_speedup, can_reach
+from eeutils.exiting.tradeoff import Checkpoint, Metric, at_speedup, blind_policy, can_reach
 
 Curve = tuple[Evidence, Rule]
 """What was recorded of the test samples, and the rule by which they leave."""
@@ -55,6 +55,35 @@ def at_equal_cost(
     return equal_cost_difference(metric, *readings, labels, resamples=resamples, groups=groups)
 
 
+def over_blind(
+    ours: Curve | Curves,
+    blind: Sequence[Sequence[Checkpoint]],
+    speedup: float,
+    metric: Metric,
+    axis: str = "flops",
+    resamples: int = 1000,
+) -> Interval | None:
+    """Score of our curve minus that of the best blind policy at the same speed-up; None where either does not reach it.
+
+    Args:
+        ours: a curve, or one for each seed.
+        blind: for each seed the checkpoints whose stages a blind policy may use: our own, or everybody's.
+        speedup, metric, axis, resamples: as for `at_equal_cost`.
+
+    Raises:
+        InputError: as `at_equal_cost` and `tradeoff.blind_policy`.
+    """
+    curves = _by_seed(ours)
+    labels, groups = _common([*(curve[0] for curve in curves), *(test for seed in blind for _, test in seed)])
+    if not all(can_reach(*curve, speedup, axis) for curve in curves):
+        return None
+    theirs = [blind_policy(checkpoints, speedup, metric, axis) for checkpoints in blind]
+    if None in theirs:
+        return None
+    readings = [at_speedup(*curve, speedup, axis) for curve in curves]
+    return equal_cost_difference(metric, readings, theirs, labels, resamples=resamples, groups=groups)
+
+
 def against_rivals(
     ours: Curve | Curves,
     rivals: Mapping[str, Curve | Curves],
@@ -75,15 +104,19 @@ def against_rivals(
 
 
 def mean_over_exits(
-    ours: Sequence[Evidence], theirs: Sequence[Evidence], metric: Metric, resamples: int = 1000
+    ours: Sequence[Evidence],
+    theirs: Sequence[Evidence],
+    metric: Metric,
+    resamples: int = 1000,
+    stages: slice = slice(None),
 ) -> Interval:
-    """The mean score over all exits of one training minus that of another; one evidence a seed.
+    """The mean score over all exits (or some `stages`) of one training minus that of another; one evidence a seed.
 
     Raises:
         InputError: as `at_equal_cost`.
     """
     labels, groups = _common([*ours, *theirs])
-    answers = ([evidence.predictions.numpy() for evidence in side] for side in (ours, theirs))
+    answers = ([evidence.predictions[stages].numpy() for evidence in side] for side in (ours, theirs))
 
     def score(by_exit: np.ndarray, rows: np.ndarray) -> float:
         return float(np.mean([metric(predictions[rows], labels[rows]) for predictions in by_exit]))

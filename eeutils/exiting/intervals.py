@@ -1,25 +1,32 @@
-"""How sure a difference is: bootstraps that are paired over samples and over seeds."""
+"""How sure a difference is: intervals over samples and seeds, paired over both."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 
 from eeutils.errors import InputError
-from eeutils.exiting.tradeoff import Metric, Reading
+from eeutils.exiting.evidence import Evidence
+from eeutils.exiting.rules import Rule
+from eeutils.exiting.tradeoff import Metric, Reading, area, decide, sweep
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its percentile interval."""
+    """An estimate with its interval, and how many units (samples, or groups of them) and seeds it stands on."""
 
     estimate: float
     low: float
     high: float
     level: float = 0.95
+    units: int | None = None
+    seeds: int = 1
 
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -35,13 +42,16 @@ def bootstrap(
     seed: int = 0,
     groups: np.ndarray | None = None,
 ) -> Interval:
-    """A two-level percentile bootstrap: seeds are drawn with replacement, and samples of the test set are, too.
+    """How far the mean over seeds may be from the truth, for other test samples and other seeds.
 
-    The same test samples are used for every seed, since runs share the test set; with one seed this is the ordinary
-    bootstrap over samples. A statistic that is a difference of two methods on the same rows is thereby paired.
+    With one seed it is the percentile bootstrap over samples, and says nothing of seeds. With n seeds the two variances
+    add up: that of the mean over seeds when the samples are drawn anew (the same ones for every seed, since runs share
+    the test set), and that of the seeds, s^2 / n. Drawing few seeds with replacement would understate the latter by
+    (n - 1) / n and its tails even more, so the interval is Student's, with Satterthwaite's degrees of freedom. A
+    statistic that is a difference of two methods on the same rows is thereby paired.
 
     Args:
-        statistic: (seed number, row numbers) -> value; averaged over the drawn seeds.
+        statistic: (seed number, row numbers) -> value; averaged over the seeds.
         samples: N of the test set.
         seeds: number of seeds.
         resamples: bootstrap draws.
@@ -63,21 +73,31 @@ def bootstrap(
             f"{units}, {seeds}, {resamples}, {level}"
         )
     generator = np.random.default_rng(seed)
-    everyone = np.arange(samples)
-    estimate = float(np.mean([statistic(number, everyone) for number in range(seeds)]))
+    by_seed = np.array([statistic(number, np.arange(samples)) for number in range(seeds)])
     values = np.empty(resamples)
     for draw in range(resamples):
         rows = generator.integers(units, size=units)
         if members is not None:
             rows = np.concatenate([members[group] for group in rows])
-        numbers = generator.integers(seeds, size=seeds)
-        drawn, times = np.unique(numbers, return_counts=True)
-        # A statistic may be undefined (NaN) on some draws: a line needs points that differ. Those draws do not count.
-        values[draw] = np.average([statistic(int(number), rows) for number in drawn], weights=times)
-    if np.isnan(values).all():
-        return Interval(estimate, np.nan, np.nan, level)
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high), level)
+        values[draw] = np.mean([statistic(number, rows) for number in range(seeds)])
+    # A statistic may be undefined (NaN) on some draws: a line needs points that differ. Those draws do not count.
+    values = values[~np.isnan(values)]
+    estimate = float(by_seed.mean())
+    if len(values) == 0:
+        low = high = math.nan
+    elif seeds == 1:
+        low, high = map(float, np.quantile(values, [(1 - level) / 2, (1 + level) / 2]))
+    else:
+        half = _half_width(float(values.var()), float(by_seed.var(ddof=1)) / seeds, seeds, level)
+        low, high = estimate - half, estimate + half
+    return Interval(estimate, low, high, level, units, seeds)
+
+
+def _half_width(of_samples: float, of_seeds: float, seeds: int, level: float) -> float:
+    """Student's quantile times the standard error of two variances, the second one estimated from `seeds` values."""
+    total = of_samples + of_seeds
+    freedom = (seeds - 1) * (total / of_seeds) ** 2 if of_seeds > 0 else math.inf
+    return float(stats.t.ppf((1 + level) / 2, min(freedom, 1e6))) * math.sqrt(total)
 
 
 def _members(groups: np.ndarray) -> list[np.ndarray]:
@@ -116,6 +136,39 @@ def difference_interval(
         return metric(predictions[rows], labels[rows])
 
     return paired_difference(score, ours, theirs, len(labels), **options)
+
+
+def area_difference(
+    metric: Metric,
+    ours: tuple[Evidence, Rule],
+    theirs: tuple[Evidence, Rule],
+    low: float,
+    points: int = 24,
+    resamples: int = 200,
+) -> Interval:
+    """The area under our curve minus that under theirs (`tradeoff.area` in FLOPs, from a cost fraction of `low` to 1),
+    paired over the same labelled samples. Thresholds and costs stay where they are while samples are drawn anew."""
+    curves = [sweep(*side, metric, points=points) for side in (ours, theirs)]
+    answers = [
+        [decide(*side, threshold).predictions.numpy() for threshold in curve.threshold]
+        for side, curve in zip((ours, theirs), curves, strict=True)
+    ]
+    labels = ours[0].labels.numpy()
+
+    def of(side: int, rows: np.ndarray) -> float:
+        scores = [metric(each[rows], labels[rows]) for each in answers[side]]
+        return area(curves[side].assign(score=scores), low=low)
+
+    return paired_difference(of, [0], [1], len(labels), resamples=resamples)
+
+
+def with_band(evidence: Evidence, rule: Rule, metric: Metric, points: int = 24, resamples: int = 200) -> pd.DataFrame:
+    """A trade-off curve of at most `points` thresholds with its 95% band over samples: columns low and high beside
+    those of `tradeoff.sweep`. Two bands that overlap may still be told apart: their samples are the same."""
+    curve, labels = sweep(evidence, rule, metric, points=points), evidence.labels.numpy()
+    answers = [decide(evidence, rule, threshold).predictions.numpy() for threshold in curve.threshold]
+    bands = [score_interval(metric, [answer], labels, resamples=resamples) for answer in answers]
+    return curve.assign(low=[band.low for band in bands], high=[band.high for band in bands])
 
 
 def equal_cost_difference(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -54,6 +54,17 @@ def decide(evidence: Evidence, rule: Rule, threshold: float) -> Decision:
     rule.check(evidence.classes, threshold)
     stages = _leave(_readiness(rule, evidence), torch.tensor([threshold], dtype=torch.float64))[0]
     return Decision(stages, _at(rule.answers(evidence), stages))
+
+
+def settled(evidence: Evidence, rule: Rule, threshold: float) -> Evidence:
+    """One threshold as the only stage of an evidence: what each sample is answered there, and what it has spent.
+
+    For a method that is trained for one threshold: several of its models, each settled, are the stages of a curve.
+    """
+    decision = decide(evidence, rule, threshold)
+    cost = {kind: _at(spent, decision.stages)[None] for kind, spent in evidence.cost.items()}
+    layers = (round(float(cost["layers"].mean())),)
+    return replace(evidence, logits=decision.logits[None], cost=cost, layers=layers, extras={})
 
 
 def sweep(
@@ -154,6 +165,62 @@ def at_speedup(evidence: Evidence, rule: Rule, speedup: float, axis: str = "flop
     return Reading(share, (_at(answers, left[below]), _at(answers, left[above])))
 
 
+Checkpoint = tuple[Evidence, Evidence]
+"""What one trained model said of dev, and of the samples that are asked about."""
+
+
+def blind_policy(
+    checkpoints: Sequence[Checkpoint], speedup: float, metric: Metric, axis: str = "flops"
+) -> Reading | None:
+    """The best that one can do without looking at a sample, for at most the cost of a speed-up; None where even the
+    cheapest stage costs more.
+
+    Every stage of every checkpoint is a model that answers everybody; what dev says is best of them, or of mixtures of
+    two that send a share of the samples through each (the upper hull over cost), is read on the other samples. So
+    nothing is chosen by the labels that it is judged by.
+
+    Raises:
+        InputError: no checkpoint, or no labels.
+    """
+    if not checkpoints or any(dev.labels is None for dev, _ in checkpoints):
+        raise InputError("a blind policy is chosen on dev: give at least one checkpoint, and its labelled dev evidence")
+    options = []
+    for dev, evidence in checkpoints:
+        reference = float(evidence.reference[axis].double().mean())
+        costs = evidence.cost[axis].double().mean(dim=1) / reference
+        for stage, cost in enumerate(costs.tolist()):
+            score = float(metric(dev.predictions[stage].numpy(), dev.labels.numpy()))
+            options.append((cost, score, evidence.predictions[stage]))
+    affordable = [option for option in options if option[0] <= 1 / speedup + 1e-9]
+    if not affordable:
+        return None
+    best = max(affordable, key=lambda option: (option[1], -option[0]))
+    # A mixture of one within the budget and a better one beyond it, at exactly the budget.
+    share, first, second, highest = 1.0, best, best, best[1]
+    for cheap in affordable:
+        for dear in options:
+            if dear[0] > 1 / speedup + 1e-9 and dear[1] > cheap[1]:
+                part = min((dear[0] - 1 / speedup) / (dear[0] - cheap[0]), 1.0)
+                mixed = part * cheap[1] + (1 - part) * dear[1]
+                if mixed > highest + 1e-12:
+                    share, first, second, highest = part, cheap, dear, mixed
+    return Reading(share, (first[2], second[2]))
+
+
+def blind_curve(
+    checkpoints: Sequence[Checkpoint], metric: Metric, axis: str = "flops", points: int = 25
+) -> pd.DataFrame:
+    """`blind_policy` from the cheapest stage's speed-up to 1x: columns score and the axis' speed-up."""
+    cheapest = min(
+        float(evidence.cost[axis].double().mean(dim=1).min() / evidence.reference[axis].double().mean())
+        for _, evidence in checkpoints
+    )
+    speedups = 1 / np.linspace(cheapest, max(cheapest, 1.0), points)
+    labels = checkpoints[0][1].labels.numpy()
+    scores = [blind_policy(checkpoints, speedup, metric, axis).score(metric, labels) for speedup in speedups]
+    return pd.DataFrame({"score": scores, SPEEDUPS[axis]: speedups})
+
+
 def can_reach(evidence: Evidence, rule: Rule, speedup: float, axis: str = "flops") -> bool:
     """Whether a rule's curve can be read at a speed-up."""
     return _within(1 / speedup, _operating_points(evidence, rule, axis)[2])
@@ -216,8 +283,9 @@ def _turning_points(readiness: Tensor, rule: Rule, points: int) -> list[float]:
     reached = reached[reached.isfinite() & (reached >= rule.low)]
     values = torch.unique(reached)
     # Halfway to the value below: a threshold right on a sample's readiness would hang on its last digit, which another
-    # composition of the batch may change.
-    thresholds = values if rule.discrete else (values + torch.cat([values[:1], values[:-1]])) / 2
+    # composition of the batch may change. Below the lowest there may be no end to the range.
+    below = torch.cat([values[:1] - 1 if math.isinf(rule.low) else values[:1] * 0 + rule.low, values[:-1]])
+    thresholds = values if rule.discrete else (values + below) / 2
     if len(values) > points:
         ranks = torch.linspace(0, len(reached) - 1, points).round().long()
         spread = torch.unique(reached.sort().values[ranks])
