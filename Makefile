@@ -49,7 +49,7 @@ reproduce: $(READY) ## run every notebook; figures and results.csv go to reprodu
 		$(if $(strip $(SETTINGS)),--config $(SETTINGS)) $(FLAGS)
 
 .PHONY: study
-study: SEEDS := $(or $(SEEDS),0 1 2)
+study: SEEDS := $(or $(SEEDS),0 1 2 3 4)
 study: $(READY) ## train every method on several seeds and write the scoreboard's tables to data/results/
 	@$(PYTHON) -m snakemake study --snakefile Snakefile $(if $(CLUSTER),--profile '$(CLUSTER)',--cores all) \
 		--rerun-incomplete --keep-going --nolock --quiet host reason --config $(SETTINGS) $(FLAGS)

@@ -29,22 +29,17 @@ def started_from(wildcards):
 
 
 def searched(tasks, seeds):
-    """The trainings of the search of learning rates."""
+    """The trainings of the search, on the first task and seed."""
     if BATCH.profile == "smoke":
         return []
-    from eeutils.study.entries import RATES, searched_methods
+    from eeutils.study.entries import method_names
 
-    return [
-        file
-        for task, methods in searched_methods(tasks, BATCH.backbone).items()
-        for file in expand(
-            f"{BATCH.folder}/study/{{method}}.rate-{{rate}}.trained",
-            task=to_folder(task),
-            seed=seeds[:1],
-            method=methods,
-            rate=[rate for rate in RATES if rate != 1],
-        )
-    ]
+    return expand(
+        f"{BATCH.folder}/study/{{method}}.searched",
+        task=to_folder(tasks[0]),
+        seed=seeds[:1],
+        method=method_names(tasks[0], BATCH.backbone),
+    )
 
 
 rule study:
@@ -97,16 +92,21 @@ rule study_train:
         python=sys.executable,
         batch=BATCH,
         task=lambda wildcards: from_folder(wildcards.task),
-        rate=lambda wildcards: wildcards.get("rate", 1),
+        command="train",
     shell:
-        "OMP_NUM_THREADS={threads} {params.python:q} -m eeutils.study train {params.batch.profile:q} {params.task:q} "
-        "{params.batch.backbone:q} {wildcards.seed} {wildcards.method:q} --rate {params.rate}"
+        "OMP_NUM_THREADS={threads} {params.python:q} -m eeutils.study {params.command} {params.batch.profile:q} "
+        "{params.task:q} {params.batch.backbone:q} {wildcards.seed} {wildcards.method:q}"
 
 
 use rule study_train as study_search with:
-    message: "study: {wildcards.method} at {wildcards.rate} times the learning rate, task {wildcards.task}, {threads} thread(s)"
+    message: "study: the search of {wildcards.method}, task {wildcards.task}, {threads} thread(s)"
     input:
-        lambda wildcards: [file.replace(".trained", f".rate-{wildcards.rate}.trained") for file in started_from(wildcards)],
+        f"{BATCH.folder}/study/{{method}}.trained",
         sources=SOURCES,
     output:
-        touch(f"{BATCH.folder}/study/{{method}}.rate-{{rate}}.trained"),
+        touch(f"{BATCH.folder}/study/{{method}}.searched"),
+    params:
+        python=sys.executable,
+        batch=BATCH,
+        task=lambda wildcards: from_folder(wildcards.task),
+        command="search",

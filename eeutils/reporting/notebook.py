@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 from IPython import get_ipython
-from IPython.display import Markdown, display
+from IPython.display import Markdown, display, update_display
 from matplotlib.figure import Figure
 
 from eeutils.data.specs import TASKS, TaskSpec, spec_of
@@ -24,8 +24,11 @@ from eeutils.models.backbone import config_of
 from eeutils.papers.budgets import Budget, budget_of
 from eeutils.reporting import plots
 from eeutils.reporting.plots.tradeoffs import SPEEDUP_NAMES
-from eeutils.training.runs import metric_of
+from eeutils.training.runs import Run, metric_of
 from eeutils.training.settings import Setting, check_parameters
+
+FINDINGS = "findings"
+"""The display at the top of a notebook that `Notebook.found` fills."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,42 @@ class Notebook:
     def name(self) -> str:
         """The headline metric, such as accuracy."""
         return self.spec.metrics[0]
+
+    def found(self, *sentences: str) -> None:
+        """What came out, in sentences computed from the numbers: shown here, and at the top of the notebook, where its
+        reader begins."""
+        text = "\n".join(["**What came out**", "", *(f"- {sentence}" for sentence in sentences)])
+        display(Markdown(text))
+        update_display(Markdown(text), display_id=FINDINGS)
+
+    def trained(self, runs: Mapping[str, Run]) -> dict[str, str]:
+        """The gate: whether every exit of every checkpoint has learned what its own vector can tell.
+
+        Shows a line a checkpoint: steps, seconds and the loss of the last epoch, and of every exit its score on dev,
+        with a mark where it is below its probe by more than the gate allows.
+
+        Returns:
+            Name -> why no verdict may count it, for the checkpoints that fail.
+        """
+        rows, unfit = {}, {}
+        for name, run in runs.items():
+            cells = {}
+            if run.has_probes:
+                gate = run.learned
+                cells = {
+                    f"exit {row.layer}": f"{row.exit:.3f}" + ("" if row.learned else f" ✗ ({row.probe:.3f})")
+                    for row in gate.itertuples()
+                }
+                if not gate.learned.all():
+                    layers = ", ".join(map(str, gate.layer[~gate.learned]))
+                    unfit[name] = f"{name} has not learned what its vectors can tell at layer {layers}"
+            history = run.history
+            facts = {"steps": history.steps.sum(), "seconds": round(history.seconds.sum())}
+            rows[name] = {**facts, "last loss": f"{history.loss.iloc[-1]:.3f}", **cells}
+        display(pd.DataFrame.from_dict(rows, orient="index").fillna(""))
+        told = "; ".join(unfit.values()) or "every exit has learned what a linear probe finds in its own vector"
+        display(Markdown(f"Exits on dev, ✗ where a linear probe on the same vector does better: {told}."))
+        return unfit
 
     def show(self, figure: Figure, alt: str, name: str = "") -> None:
         """Display a figure with its alternative text, which tells what is to be seen; with a name, keep it."""
@@ -123,6 +162,8 @@ def open_notebook(
     here = Notebook(profile, setting, spec, Path(namespace["save_to"]) if namespace["save_to"] else None)
     if needs_encoder:
         display(Markdown(f"{spec.title}, {backbone} ({here.depth} layers), profile {profile}, seed {seed}"))
+    # Filled by `found` at the end of the notebook.
+    display(Markdown("*What came out stands here once the notebook has run.*"), display_id=FINDINGS)
     return here
 
 

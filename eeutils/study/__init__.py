@@ -2,7 +2,8 @@
 
 `make study` drives it through the Snakefile. By hand, after `train` for each method and seed:
 
-    python -m eeutils.study train PROFILE TASK BACKBONE SEED METHOD [--rate 0.5]
+    python -m eeutils.study train PROFILE TASK BACKBONE SEED METHOD
+    python -m eeutils.study search PROFILE TASK BACKBONE SEED METHOD
     python -m eeutils.study time PROFILE TASK BACKBONE SEED FILE
     python -m eeutils.study tables PROFILE BACKBONE FOLDER --tasks movie mrpc --seeds 0 1 2 --times FILE ...
     python -m eeutils.study readme

@@ -7,7 +7,7 @@ from pathlib import Path
 from eeutils.data.sources import SourceError
 from eeutils.errors import InputError
 from eeutils.files import atomic_write, repository_root
-from eeutils.study.entries import at_rate, train
+from eeutils.study.entries import SEARCHED, train, train_search
 from eeutils.study.headline import write_readme
 from eeutils.study.tables import measure, tables, write
 from eeutils.training.settings import Setting
@@ -17,11 +17,10 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line: see the module's first lines."""
     parser = argparse.ArgumentParser(prog="python -m eeutils.study", description="The study behind the scoreboard.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, last in (("train", "method"), ("time", "file")):
+    for name, last in (("train", "method"), ("search", "method"), ("time", "file")):
         one = commands.add_parser(name)
         for argument, kind in (("profile", str), ("task", str), ("backbone", str), ("seed", int), (last, str)):
             one.add_argument(argument, type=kind)
-    commands.choices["train"].add_argument("--rate", type=float, default=1.0, help="multiple of the learning rate")
     many = commands.add_parser("tables")
     for argument in ("profile", "backbone", "folder"):
         many.add_argument(argument)
@@ -36,9 +35,12 @@ def main(arguments: list[str] | None = None) -> None:
         elif given.command == "readme":
             write_readme(repository_root() / "README.md")
         else:
-            setting = Setting.from_profile(given.profile, given.task, given.backbone, given.seed)
-            if given.command == "train":
-                train(given.profile, at_rate(setting, given.rate), given.method)
+            profile = SEARCHED if given.command == "search" else given.profile
+            setting = Setting.from_profile(profile, given.task, given.backbone, given.seed)
+            if given.command == "search":
+                train_search(setting, given.method)
+            elif given.command == "train":
+                train(profile, setting, given.method)
             else:
                 with atomic_write(given.file) as partial:
                     measure(given.profile, setting).to_csv(partial, index=False)

@@ -1,9 +1,9 @@
-"""What the study runs: the lines of the scoreboard, and the runs that each of them needs."""
+"""What the study runs: the lines of the scoreboard, the runs that each of them needs, and the search before them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,20 +13,44 @@ from eeutils.data.specs import spec_of
 from eeutils.errors import unknown
 from eeutils.exiting.evidence import Evidence, as_stages
 from eeutils.exiting.rules import Rule, entropy, fixed, oracle, random
-from eeutils.exiting.tradeoff import Metric
+from eeutils.exiting.tradeoff import Metric, settled
 from eeutils.models.backbone import config_of
+from eeutils.models.schedule import FUNCTIONS
 from eeutils.papers import badge, cascadebert, consistentee, de3bert, deebert, ensemble, finetuned, hashee, pabee
+from eeutils.papers.baselines import LINEAR
 from eeutils.papers.budgets import Budget, budget_of
-from eeutils.papers.comparisons import PLAIN
+from eeutils.papers.comparisons import ALL_EXITS, CONSTANT, FIXED, NO_TERM, PLAIN, PROTOTYPES, SUM, UNREGULARISED
+from eeutils.papers.controls import prototypes_afterwards
 from eeutils.training.method import Method
 from eeutils.training.runs import Run, find, load_or_train, metric_of
-from eeutils.training.settings import Setting, learns_slowly
+from eeutils.training.settings import Setting
 
-Wanted = list[tuple[Method, dict[str, Any]]]
-"""The runs that an entry needs: methods with the options that differ from their defaults."""
 
-METHOD, BASELINE, HEADROOM = "method", "baseline", "headroom"
-"""Kinds of entries: as published; what a method must beat; what needs the labels."""
+@dataclass(frozen=True)
+class Wanted:
+    """One run that an entry needs: a method, its options where they differ from the defaults, and what the setting's
+    numbers are multiplied by."""
+
+    method: Method
+    options: dict[str, Any] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
+
+    def setting(self, setting: Setting) -> Setting:
+        """The setting of the run: of those that it starts from, too."""
+        scaled = {name: type(getattr(setting, name))(by * getattr(setting, name)) for name, by in self.times.items()}
+        return replace(setting, **scaled)
+
+    def train(self, setting: Setting) -> Run:
+        """The run, trained if it is not there yet."""
+        return load_or_train(self.method, self.setting(setting), **self.options)
+
+    def find(self, setting: Setting) -> Run | None:
+        """The run if it is there."""
+        return find(self.method, self.setting(setting), **self.options)
+
+
+METHOD, BASELINE, CONTROL, HEADROOM = "method", "baseline", "control", "headroom"
+"""Kinds of entries: as published; what a method must beat; what takes a method apart; what needs the labels."""
 
 
 @dataclass(frozen=True)
@@ -37,71 +61,136 @@ class Entry:
         label: as in tables and figures.
         wanted: what the profile can afford -> the runs; several, of one stage each, are points of one curve.
         rule: when samples leave.
-        kind: `METHOD`, `BASELINE` or `HEADROOM`.
+        kind: `METHOD`, `BASELINE`, `CONTROL` or `HEADROOM`.
         regression: whether it means anything when the answer is one number.
-        trained_for: the one threshold that the training is meant for; None where any threshold is as good.
+        trained_for: the one threshold that a training is meant for: its runs are the points of a curve; None where any
+            threshold is as good.
+        reads: the evidence that is judged, from what was recorded.
     """
 
     label: str
-    wanted: Callable[[Budget], Wanted]
+    wanted: Callable[[Budget], list[Wanted]]
     rule: Rule
     kind: str = METHOD
     regression: bool = False
     trained_for: float | None = None
+    reads: Callable[[Evidence], Evidence] = lambda evidence: evidence
 
 
-def _one(method: Method) -> Callable[[Budget], Wanted]:
-    return lambda budget: [(method, {})]
+def _one(method: Method, *, times: dict[str, float] | None = None, **options: Any) -> Callable[[Budget], list[Wanted]]:
+    return lambda budget: [Wanted(method, options, times or {})]
 
 
-def _cascade(budget: Budget) -> Wanted:
-    return [(cascadebert.METHOD, budget.cascade)]
+def _cascade(**options: Any) -> Callable[[Budget], list[Wanted]]:
+    return lambda budget: [Wanted(cascadebert.METHOD, budget.cascade | options)]
 
 
-def _shallow_models(budget: Budget) -> Wanted:
-    return [*((finetuned.METHOD, {"layers": layers}) for layers in budget.shallow_depths), (finetuned.METHOD, {})]
+def _ensemble(budget: Budget) -> list[Wanted]:
+    return [Wanted(ensemble.METHOD, {"diversity": budget.diversities[0]})]
 
 
-def _schedules(budget: Budget) -> Wanted:
+def _policies(**options: Any) -> Callable[[Budget], list[Wanted]]:
+    """A model for each weight of speed; the plain model is the slow end."""
+    return lambda budget: [
+        *(Wanted(consistentee.METHOD, {"speed_weight": weight, **options}) for weight in budget.speed_weights),
+        Wanted(finetuned.METHOD),
+    ]
+
+
+def _shallow_models(budget: Budget) -> list[Wanted]:
+    shallow = [Wanted(finetuned.METHOD, {"layers": layers}) for layers in budget.shallow_depths]
+    return [*shallow, Wanted(finetuned.METHOD)]
+
+
+def _schedules(budget: Budget) -> list[Wanted]:
     """A model for each window of layers; the plain model is the slow end."""
-    schedules = ({"first": first, "last": last} for first, last in budget.windows)
-    return [*((hashee.METHOD, options) for options in schedules), (finetuned.METHOD, {})]
+    windows = [Wanted(hashee.METHOD, {"first": first, "last": last}) for first, last in budget.windows]
+    return [*windows, Wanted(finetuned.METHOD)]
+
+
+def own_rule(method: Method) -> Rule:
+    """A paper's own rule, the first that it names; everybody to the last stage where it has none."""
+    return next(iter(method.rules.values()), fixed())
 
 
 def _as_published(method: Method, **more: Any) -> Entry:
-    """A method with its own rule, the first that it names."""
-    return Entry(method.title, more.pop("wanted", _one(method)), next(iter(method.rules.values())), **more)
+    """A method with its own rule."""
+    return Entry(method.title, more.pop("wanted", _one(method)), own_rule(method), **more)
 
 
-FIXED, RANDOM, SHALLOW = "fixed exits", "random exits", "k-layer models"
+RANDOM, SHALLOW = "random exits", "k-layer models"
+PABEE_ENTROPY = "PABEE's exits, entropy"
+TWICE = {"epochs": 2.0}
+
+
+def hash_label(function: str) -> str:
+    """What the control is called in which tokens are ordered by that function and share all layers."""
+    return f"HashEE, {function}"
+
+
+_OPERATING = consistentee.OPERATING_POINT
 ENTRIES = (
     _as_published(deebert.METHOD),
     _as_published(pabee.METHOD, regression=True),
     _as_published(badge.METHOD),
-    _as_published(cascadebert.METHOD, wanted=_cascade),
+    _as_published(cascadebert.METHOD, wanted=_cascade()),
     _as_published(de3bert.METHOD),
-    _as_published(consistentee.METHOD, trained_for=consistentee.OPERATING_POINT),
+    Entry(consistentee.METHOD.title, _policies(), fixed(), trained_for=_OPERATING),
     Entry(hashee.METHOD.title, _schedules, fixed(), regression=True),
-    _as_published(ensemble.METHOD),
-    Entry("PABEE's exits, entropy", _one(pabee.METHOD), entropy(), BASELINE),
+    _as_published(ensemble.METHOD, wanted=_ensemble),
+    Entry(PABEE_ENTROPY, _one(pabee.METHOD), entropy(), BASELINE),
+    Entry(LINEAR, _one(deebert.METHOD, poolers="none"), entropy(), BASELINE),
     Entry(FIXED, _one(pabee.METHOD), fixed(), BASELINE, regression=True),
     Entry(RANDOM, _one(pabee.METHOD), random(), BASELINE, regression=True),
     Entry(SHALLOW, _shallow_models, fixed(), BASELINE, regression=True),
     Entry(PLAIN, _one(finetuned.METHOD), fixed(), BASELINE, regression=True),
+    # As many steps as those methods take that start from another one.
+    Entry("PABEE's exits, entropy, twice the steps", _one(pabee.METHOD, times=TWICE), entropy(), CONTROL),
+    Entry("plain model, twice the steps", _one(finetuned.METHOD, times=TWICE), fixed(), CONTROL, regression=True),
+    # What is the rule, what the training, what the capacity.
+    Entry("PABEE's exits, own poolers, entropy", _one(pabee.METHOD, poolers="own"), entropy(), CONTROL),
+    Entry("DeeBERT, shared pooler", _one(deebert.METHOD, poolers="shared"), entropy(), CONTROL),
+    *(
+        Entry(
+            f"BADGE, {wiring}",
+            _one(badge.METHOD, wiring=wiring),
+            own_rule(badge.METHOD),
+            CONTROL,
+        )
+        for wiring in badge.WIRINGS
+        if wiring not in (badge.METHOD.options.wiring, "none")
+    ),
+    Entry(NO_TERM, _cascade(weight=0.0), own_rule(cascadebert.METHOD), CONTROL),
+    Entry(
+        UNREGULARISED,
+        _one(prototypes_afterwards.UNREGULARISED),
+        own_rule(prototypes_afterwards.UNREGULARISED),
+        CONTROL,
+    ),
+    Entry(PROTOTYPES, _one(de3bert.METHOD), entropy(), CONTROL, reads=prototypes_afterwards.prototypes_answer),
+    Entry(ALL_EXITS, _policies(consistent="all exits"), fixed(), CONTROL, trained_for=_OPERATING),
+    Entry(CONSTANT, _policies(hardness="constant"), fixed(), CONTROL, trained_for=_OPERATING),
+    *(Entry(hash_label(name), _one(hashee.METHOD, function=name), fixed(), CONTROL) for name in FUNCTIONS),
+    Entry(SUM, _one(ensemble.METHOD, diversity=0.0), own_rule(ensemble.METHOD), CONTROL),
     Entry("oracle", _one(pabee.METHOD), oracle(), HEADROOM),
 )
 """Every line of the scoreboard. Fixed, random and oracle exits are those of PABEE's checkpoint."""
 
+CONTROLLED_TASKS = ("movie",)
+"""Where controls are trained, too: they ask what a method is made of, which one task can tell."""
+
 
 def entries_for(task: str, backbone: str) -> list[Entry]:
     """The entries that have a meaning there: rules on numbers for a regression, a cascade where a smaller encoder is
-    known."""
+    known, controls on `CONTROLLED_TASKS`."""
     regression = spec_of(task).kind == "regression"
     cascades = backbone in cascadebert.SMALLER
     return [
         entry
         for entry in ENTRIES
-        if (entry.regression or not regression) and (cascades or entry.label != cascadebert.METHOD.title)
+        if (entry.regression or not regression)
+        and (cascades or entry.label not in (cascadebert.METHOD.title, NO_TERM))
+        and (task in CONTROLLED_TASKS or entry.kind != CONTROL)
     ]
 
 
@@ -109,24 +198,64 @@ def method_names(task: str, backbone: str) -> list[str]:
     """The methods that are trained there, one job each."""
     # They are the same for every profile and depth, and to know the depth would take the encoder's files.
     wanted = [run for entry in entries_for(task, backbone) for run in entry.wanted(budget_of("quick", 12))]
-    return list(dict.fromkeys(method.name for method, _ in wanted))
+    return list(dict.fromkeys(run.method.name for run in wanted))
 
 
-RATES = (0.5, 1.0, 2.0)
-"""The search trains with these multiples of the setting's learning rate, and dev compares them."""
+@dataclass(frozen=True)
+class Trial:
+    """One try of the search: what is varied, its value, and the run."""
+
+    what: str
+    value: float | str
+    wanted: Wanted
 
 
-def searched_methods(tasks: Sequence[str], backbone: str) -> dict[str, list[str]]:
-    """What the search trains at every rate, with one seed: all methods on the first task, and the k-layer models alone
-    on the tasks that have a rate of their own."""
-    first = {tasks[0]: method_names(tasks[0], backbone)}
-    own = [task for task in tasks[1:] if learns_slowly(task, backbone)]
-    return first | {task: [finetuned.METHOD.name] for task in own}
+def _rates(method: Method, values: Iterable[float], **options: Any) -> list[Trial]:
+    return [Trial("learning rate, times", by, Wanted(method, options, {"learning_rate": by})) for by in values]
 
 
-def at_rate(setting: Setting, multiple: float) -> Setting:
-    """The setting with a multiple of its learning rate; a phase with a rate of its own keeps it."""
-    return replace(setting, learning_rate=multiple * setting.learning_rate)
+def _heads(method: Method, values: Iterable[float]) -> list[Trial]:
+    return [Trial("rate of heads, times", by, Wanted(method, {}, {"head_rate": by})) for by in values]
+
+
+def _options(method: Method, name: str, values: Iterable[Any], **options: Any) -> list[Trial]:
+    return [Trial(name, value, Wanted(method, options | {name: value})) for value in values]
+
+
+def search_of(budget: Budget) -> dict[str, list[Trial]]:
+    """The search of each method: its learning rate, and what its paper leaves open or we do, as many trials for each.
+
+    The default stands in both lists. One seed, the first task, and dev decides.
+    """
+    rates = (0.5, 1.0, 2.0)
+    window = {"last": budget.windows[1][1]}
+    return {
+        deebert.METHOD.title: [*_rates(deebert.METHOD, rates), *_heads(deebert.METHOD, (1.0, 3.0, 10.0, 30.0))],
+        pabee.METHOD.title: [*_rates(pabee.METHOD, rates), *_heads(pabee.METHOD, (1.0, 3.0, 10.0, 30.0))],
+        badge.METHOD.title: [
+            *_rates(badge.METHOD, rates),
+            *_options(badge.METHOD, "scale", (1.0, 4.0, 16.0)),
+            *_options(badge.METHOD, "rank", (128,)),
+        ],
+        cascadebert.METHOD.title: [
+            *_rates(cascadebert.METHOD, rates, **budget.cascade),
+            *_options(cascadebert.METHOD, "weight", (0.1, 0.5, 1.0, 2.0), **budget.cascade),
+        ],
+        de3bert.METHOD.title: [
+            *_rates(de3bert.METHOD, rates),
+            *_options(de3bert.METHOD, "weight", (0.001, 0.01, 0.1, 1.0)),
+        ],
+        hashee.METHOD.title: [
+            *_rates(hashee.METHOD, rates, **window),
+            *_options(hashee.METHOD, "buckets", ("mass", "types"), **window),
+            *_options(hashee.METHOD, "function", ("frequency", "mutual-information"), **window),
+        ],
+        ensemble.METHOD.title: [
+            *_rates(ensemble.METHOD, rates),
+            *_options(ensemble.METHOD, "diversity", (0.1, 0.3, 1.0, 3.0)),
+        ],
+        PLAIN: _rates(finetuned.METHOD, rates),
+    }
 
 
 def train(profile: str, setting: Setting, name: str) -> None:
@@ -139,9 +268,21 @@ def train(profile: str, setting: Setting, name: str) -> None:
     if name not in (names := method_names(task, backbone)):
         raise unknown(f"method of the study on {task}", name, names)
     for entry in entries_for(task, backbone):
-        for method, options in entry.wanted(_budget(profile, backbone)):
-            if method.name == name:
-                load_or_train(method, setting, **options)
+        for wanted in entry.wanted(_budget(profile, backbone)):
+            if wanted.method.name == name:
+                wanted.train(setting)
+
+
+SEARCHED = "quick"
+"""The profile of the search: its runs at the defaults are those of the notebooks."""
+
+
+def train_search(setting: Setting, name: str) -> None:
+    """Train the trials of one method that are not there yet; the setting is of the profile `SEARCHED`."""
+    for trials in search_of(_budget(SEARCHED, setting.backbone)).values():
+        for trial in trials:
+            if trial.wanted.method.name == name:
+                trial.wanted.train(setting)
 
 
 @dataclass(frozen=True)
@@ -155,12 +296,22 @@ class Result:
     @property
     def dev(self) -> Evidence:
         """Evidence on dev."""
-        return self.runs[0].dev if len(self.runs) == 1 else as_stages([run.dev for run in self.runs])
+        return self._evidence("dev")
 
     @property
     def test(self) -> Evidence:
         """Evidence on test."""
-        return self.runs[0].test if len(self.runs) == 1 else as_stages([run.test for run in self.runs])
+        return self._evidence("test")
+
+    def _evidence(self, split: str) -> Evidence:
+        of_runs = [self.entry.reads(getattr(run, split)) for run in self.runs]
+        if self.entry.trained_for is not None:
+            rules = [own_rule(run.method) for run in self.runs]
+            of_runs = [
+                settled(evidence, rule, self.entry.trained_for) if evidence.stages > 1 else evidence
+                for evidence, rule in zip(of_runs, rules, strict=True)
+            ]
+        return of_runs[0] if len(of_runs) == 1 else as_stages(of_runs)
 
     @property
     def metric(self) -> Metric:
@@ -170,8 +321,7 @@ class Result:
 
 def result_of(entry: Entry, profile: str, setting: Setting) -> Result | None:
     """An entry's runs, or None where one of them has not been trained."""
-    wanted = entry.wanted(_budget(profile, setting.backbone))
-    runs = [find(method, setting, **options) for method, options in wanted]
+    runs = [wanted.find(setting) for wanted in entry.wanted(_budget(profile, setting.backbone))]
     return Result(entry, setting, tuple(runs)) if all(runs) else None
 
 

@@ -17,12 +17,12 @@ from eeutils.errors import InputError
 from eeutils.exiting import claims, tradeoff
 from eeutils.exiting.intervals import Interval
 from eeutils.files import repository_root
-from eeutils.papers.comparisons import PLAIN
+from eeutils.papers.comparisons import FIXED, PLAIN
 
 SPEEDUPS = (1.0, 1.5, 2.0, 3.0, 4.0)
-_GAPS = tuple(f"over_{other}{end}" for other in ("fixed", "best") for end in ("", "_low", "_high"))
+_GAPS = tuple(f"over_{other}{end}" for other in ("blind", "own", "best") for end in ("", "_low", "_high"))
 _SPEEDS = ("layer_speedup", "flops_speedup")
-AXES = {"layers": "layers", "flops": "FLOPs"}
+AXES = {"flops": "FLOPs", "layers": "layers"}
 """Axis of a speed-up -> what it counts, as in figures."""
 
 COLUMNS = {
@@ -30,25 +30,40 @@ COLUMNS = {
     "curves": ("task", "seed", "method", "kind", "score", *_SPEEDS),
     "areas": ("task", "seed", "method", "kind", "axis", "area"),
     "points": ("task", "seed", "method", "threshold", "score", *_SPEEDS),
-    "costs": ("task", "method", "parameters", "trainings", "training_seconds", "times_plain", "seeds"),
+    "gate": ("task", "method", "layer", "exit", "probe", "gap", "low", "high", "learned", "seeds"),
+    "treatments": ("task", "seed", "method", "found", "took"),
+    "costs": (
+        "task",
+        "method",
+        "kind",
+        "parameters",
+        "trainings",
+        "training_seconds",
+        "times_plain",
+        "point_times_plain",
+        "seeds",
+    ),
     "times": (
         *("task", "seed", "method", "batch", *_SPEEDS, "wall_speedup", "wall_low", "wall_high"),
         *("device", "threads"),
     ),
-    "calibration": ("task", "seed", "method", "layer", "ece", "overconfidence", "accuracy"),
-    "agreement": ("task", "method", "layer", "agreement", "seeds"),
-    "claims": ("task", "claim", "ours", "theirs", "axis", "speedup", "difference", "low", "high", "seeds"),
-    "search": ("task", "seed", "method", "learning_rate", "dev_area", "dev_samples", "in_use"),
+    "claims": (
+        *("task", "claim", "ours", "theirs", "axis", "speedup", "difference", "low", "high", "seeds", "units", "unfit"),
+    ),
+    "search": (
+        *("task", "seed", "method", "what", "value", "dev_area", "over_default", "over_default_low"),
+        *("over_default_high", "dev_samples", "in_use"),
+    ),
     "runs": (
-        *("task", "seed", "run", "options", "key", "data", "train_size", "epochs", "learning_rate", "seconds", "torch"),
-        *("run_commit", "run_device", "run_precision", "run_threads", "run_time"),
+        *("task", "seed", "run", "options", "key", "data", "train_size", "epochs", "steps", "learning_rate", "seconds"),
+        *("torch", "run_commit", "run_device", "run_precision", "run_threads", "run_time"),
     ),
 }
 """Table `study-NAME.csv` -> its columns; profile, backbone and commit of the study stand behind them."""
 
 MADE_WITH = ("profile", "backbone", "commit")
 
-STUDY_TASKS = ("movie", "sst2", "mrpc", "rte", "cola", "movie-valence", "stsb")
+STUDY_TASKS = ("movie", "movie-3", "wiki", "mrpc", "cola", "movie-valence", "stsb")
 """The tasks that a complete study has; the page says which of them are missing."""
 
 NOT_RUN = "not run"
@@ -90,11 +105,50 @@ def without_exiting(scores: pd.DataFrame, method: str) -> pd.DataFrame:
     return scores[(scores.method == method) & (scores.speedup == 1) & (scores.axis == "layers")]
 
 
+PUBLISHED = {"sst2": 0.91, "mrpc": 0.87, "rte": 0.69, "cola": 0.54, "stsb": 0.89, "qnli": 0.91, "qqp": 0.91}
+"""BERT-base on GLUE's public dev splits, roughly, by the headline metrics of `TASKS`."""
+
+SHARE = 0.9
+"""A task counts where the plain model reaches that share of the published score."""
+
+
+def not_counted(scores: pd.DataFrame) -> dict[str, str]:
+    """Task -> why it is left out of every comparison: the plain model is not shown to know more than the same answer
+    for everybody or is far from what a larger one reaches, or exits from the middle up are as good as blind."""
+    plain, reasons = without_exiting(scores, PLAIN).set_index("task"), {}
+    middle = scores[(scores.method == FIXED) & (scores.axis == "layers") & scores.speedup.between(1, 2)]
+    for task in dict.fromkeys(scores.task):
+        if task not in plain.index:
+            reasons[task] = "the plain model was not run"
+            continue
+        row, exits = plain.loc[task], middle[middle.task == task]
+        said = f"the plain model has {metric_name(task)} {row.score:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        if row.low <= row.blind:
+            reasons[task] = f"{said} and the same answer for everybody {row.blind:.3f}"
+        elif task in PUBLISHED and row.score < SHARE * PUBLISHED[task]:
+            reasons[task] = f"{said}, less than {SHARE:.0%} of BERT-base's {PUBLISHED[task]:.2f}"
+        elif (exits.low <= exits.blind).any():
+            reasons[task] = "exits from the middle up are not shown to know more than the same answer for everybody"
+    return reasons
+
+
 def learned(scores: pd.DataFrame) -> list[str]:
-    """The tasks on which the plain model is shown to know more than a blind answer, the same for everybody. On the
-    others nothing was learned, so no exit and no rule can be compared."""
-    plain = without_exiting(scores, PLAIN)
-    return plain[plain.low > plain.blind].task.tolist()
+    """The tasks that count: all but those of `not_counted`."""
+    left_out = not_counted(scores)
+    return [task for task in dict.fromkeys(scores.task) if task not in left_out]
+
+
+OVERLAPPING = {"sst2": "movie"}
+"""Task -> the corpus in which its sentences stand, too: 732 of SST-2's 872 dev sentences are movie sentences."""
+
+
+def one_of_each_corpus(tasks: Iterable[str]) -> list[str]:
+    """The first task of each corpus and kind: the same sentences must not be counted twice."""
+    firsts = {}
+    for task in tasks:
+        corpus = OVERLAPPING.get(task) or (TASKS[task].corpus if task in TASKS else "") or task
+        firsts.setdefault((corpus, is_regression(task)), task)
+    return list(firsts.values())
 
 
 def crossed(rows: pd.DataFrame, index: str | list[str], columns: str, cells: Iterable[str]) -> pd.DataFrame:
@@ -115,69 +169,113 @@ def score_table(scores: pd.DataFrame, task: str, axis: str) -> pd.DataFrame:
     return crossed(rows, "method", "speedup", cells).fillna("").rename(columns="{:g}x".format)
 
 
-def in_short(scores: pd.DataFrame, costs: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """If you need ..., take ...: for each speed-up, and apart for classifications and regressions, the method with the
-    best mean rank over all tasks, how sure that is, and how long it trains.
+def what_to_use(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """If you need ..., take ...: for each FLOPs speed-up, and apart for classes and numbers, the methods and baselines
+    that cannot be told apart from the highest on any counted task that they reach, and the cheapest of them to train.
 
     Returns:
-        One row a need; empty where nothing reaches any of the speed-ups on all tasks.
+        One row a need; empty where nothing reaches any of the speed-ups.
     """
-    rows, regression = [], scores.task.map(is_regression).astype(bool)
-    for kind, of_kind in (("class", scores[~regression]), ("number", scores[regression])):
+    rows, counted = [], one_of_each_corpus(learned(scores))
+    rankable = scores[scores.task.isin(counted) & (scores.axis == "flops") & (scores.kind != "control")]
+    for kind, of_kind in rankable.groupby(rankable.task.map(is_regression), sort=True):
         for speedup in SPEEDUPS[1:]:
-            here = of_kind[(of_kind.axis == axis) & (of_kind.speedup == speedup)]
-            ranks, _ = mean_ranks(here.assign(seed=0), "score")
-            if len(ranks):
-                rows.append({"if you need": f"a {kind} at {speedup:g}x in {AXES[axis]}", **_take(here, ranks, costs)})
+            here = of_kind[of_kind.speedup == speedup]
+            tasks = here.task.nunique()
+            behind = here[here.over_best_high < 0].method.unique()
+            everywhere = here.groupby("method", sort=False).task.nunique()
+            tied = [name for name in everywhere.index[everywhere == tasks] if name not in behind]
+            if not tied:
+                continue
+            needed = costs[costs.method.isin(tied) & costs.task.isin(here.task)]
+            price = needed.groupby("method").times_plain.median().reindex(tied)
+            cheapest = price.idxmin() if price.notna().any() else tied[0]
+            own = here[here.method == cheapest]
+            gains = "; ".join(
+                f"{short_name(row.task)} {row.over_blind:+.3f} [{row.over_blind_low:+.3f}, {row.over_blind_high:+.3f}]"
+                for row in own.itertuples()
+            )
+            rows.append(
+                {
+                    "if you need": f"a {'number' if kind else 'class'} at {speedup:g}x",
+                    "take": f"**{cheapest}**",
+                    "to train": f"{price[cheapest]:.1f} times plain" if math.isfinite(price[cheapest]) else "",
+                    "above the best blind policy by": gains,
+                    "not told apart from the highest": "; ".join(tied),
+                }
+            )
     return pd.DataFrame(rows).set_index("if you need") if rows else pd.DataFrame()
 
 
-def _take(here: pd.DataFrame, ranks: pd.Series, costs: pd.DataFrame) -> dict[str, str]:
-    """A row of `in_short`: from the scores at one speed-up, the ranks of those who reach it on all tasks, and costs."""
-    best, tasks = ranks.index[0], here.task.nunique()
-    own = here[here.method == best]
-    top = here.groupby("task").score.max()
-    longer = costs[(costs.method == best) & costs.task.isin(here.task)].times_plain.median()
-    counts = {
-        "highest on": (own.score == own.task.map(top)).sum(),
-        "told apart from the highest on": (own.over_best_high < 0).sum(),
-        "shown to beat the fixed exits on": (own.over_fixed_low > 0).sum(),
-    }
-    return {
-        "take": f"**{best}**",
-        "mean rank": f"{ranks.iloc[0]:.1f} of {len(ranks)}",
-        **{name: f"{count} of {tasks}" for name, count in counts.items()},
-        "training time": f"{longer:.1f} times plain" if math.isfinite(longer) else "",
-        "next by mean rank": "; ".join(f"{method} {rank:.1f}" for method, rank in ranks.iloc[1:4].items()),
-    }
-
-
-def leaders(scores: pd.DataFrame) -> pd.DataFrame:
-    """Layer speed-ups by task: who is highest, its score, and its `arrow`."""
-    rows = scores[(scores.axis == "layers") & (scores.speedup > 1)]
-    rows = rows.loc[rows.groupby(["task", "speedup"], sort=False).score.idxmax()]
-    cells = [f"{row.method} {row.score:.3f}{arrow(row)}" for row in rows.itertuples()]
-    table = crossed(rows, "speedup", "task", cells).rename(index="{:g}x".format, columns=title_of)
-    return table.rename_axis("layer speed-up")
+def gains(scores: pd.DataFrame, task: str, speedups: Iterable[float] = (1.5, 2.0, 3.0)) -> pd.DataFrame:
+    """How far methods and baselines are above the best blind policy at equal FLOPs on a task, best first at 2x: columns
+    method, at (the speed-up), gain, low, high."""
+    rows = scores[(scores.task == task) & (scores.axis == "flops") & scores.speedup.isin(list(speedups))]
+    rows = rows[(rows.kind != "control") & rows.over_blind.notna()]
+    order = rows[rows.speedup == 2].sort_values("over_blind", ascending=False).method.tolist()
+    rows = rows.assign(place=rows.method.map({name: place for place, name in enumerate(order)}))
+    rows = rows.sort_values(["place", "speedup"], na_position="last")
+    names = {"over_blind": "gain", "over_blind_low": "low", "over_blind_high": "high"}
+    shown = rows.drop(columns=["low", "high"]).rename(columns=names)
+    return shown.assign(at=shown.speedup.map("{:g}x".format))[["method", "at", "gain", "low", "high"]]
 
 
 def arrow(row: Any) -> str:
-    """An arrow where a row of the scores is above or below the fixed exits by more than an interval, else nothing."""
-    return " ↑" if row.over_fixed_low > 0 else " ↓" if row.over_fixed_high < 0 else ""
+    """An arrow where a row of the scores is above or below the best blind policy by more than an interval."""
+    return " ↑" if row.over_blind_low > 0 else " ↓" if row.over_blind_high < 0 else ""
+
+
+def cost_table(costs: pd.DataFrame, times: pd.DataFrame, task: str) -> pd.DataFrame:
+    """One line a method: parameters, what one operating point and the whole curve take to train (times the plain
+    model's training), and the speed-ups on the clock where FLOPs are to be halved."""
+    rows = costs[(costs.task == task) & (costs.kind != "control")].set_index("method")
+    shown = pd.DataFrame(
+        {
+            "parameters": rows.parameters.map("{:,.0f}".format),
+            "trainings": rows.trainings.astype(str),
+            "one point, times plain": rows.point_times_plain.map("{:.1f}".format),
+            "the curve, times plain": rows.times_plain.map("{:.1f}".format),
+        }
+    )
+    for batch, timed in times[times.task == task].groupby("batch"):
+        clock = timed.set_index("method")
+        shown[f"FLOPs, batch {batch}"] = clock.flops_speedup.map("{:.2f}x".format)
+        shown[f"clock, batch {batch}"] = clock.wall_speedup.map("{:.2f}x".format)
+    return shown.replace("nan", "").fillna("")
+
+
+def gate_table(gate: pd.DataFrame, task: str) -> pd.DataFrame:
+    """One line a checkpoint, one column an exit: its score on dev, with a mark and its probe's score where it has not
+    learned."""
+    rows = gate[gate.task == task]
+    cells = [f"{row.exit:.3f}" + ("" if row.learned else f" ✗ (probe {row.probe:.3f})") for row in rows.itertuples()]
+    return crossed(rows.assign(layer=rows.layer.map("layer {}".format)), "method", "layer", cells).fillna("")
+
+
+def treatment_table(checks: pd.DataFrame, task: str) -> pd.DataFrame:
+    """One line a method: on how many seeds its treatment took, and what was found on the first."""
+    by_method = checks[checks.task == task].groupby("method", sort=False)
+    return pd.DataFrame(
+        {
+            name: {"took on": f"{rows.took.sum()} of {len(rows)} seeds", "found": rows.found.iloc[0]}
+            for name, rows in by_method
+        }
+    ).T
 
 
 def search_table(search: pd.DataFrame) -> pd.DataFrame:
-    """Methods by learning rate: the area under the curve on dev, and the mean over the methods that have one at every
-    rate; the rate in use is marked. Empty where no search has been run."""
-    if len(search) == 0:
-        return pd.DataFrame()
-    table = search.pivot_table(index="method", columns="learning_rate", values="dev_area", sort=False)
-    if len(table) > 1:
-        table.loc["mean over methods"] = table.dropna().mean()
-    used = set(search[search.in_use].learning_rate)
-    named = {rate: f"{rate:g} (in use)" if rate in used else f"{rate:g}" for rate in table.columns}
-    shown = table.sort_index(axis="columns").rename(columns=named).rename_axis(columns=None)
-    return shown.map(lambda area: f"{area:.3f}" if math.isfinite(area) else "")
+    """One line a method and what was varied: each value with its number on dev, the default in bold, an arrow where the
+    paired interval of the difference to the default leaves out 0. Empty where no search has been run."""
+    lines = {}
+    for (method, what), rows in search.groupby(["method", "what"], sort=False):
+        cells = []
+        for row in rows.itertuples():
+            told = " ↑" if row.over_default_low > 0 else " ↓" if row.over_default_high < 0 else ""
+            cell = f"{row.value}: {row.dev_area:.3f}"
+            cells.append(f"**{cell}**" if row.in_use else cell + told)
+        lines[method, what] = ", ".join(cells)
+    table = pd.Series(lines, dtype=object).rename_axis(["method", "what"]).reset_index(name="value: on dev")
+    return table.set_index("method")
 
 
 def mean_curves(curves: pd.DataFrame, task: str, axis: str, points: int = 25) -> dict[str, pd.DataFrame]:
@@ -207,12 +305,6 @@ def mean_ranks(values: pd.DataFrame, value: str) -> tuple[pd.Series, int]:
     return blocks.rank(axis="columns", ascending=False).mean().sort_values(), len(blocks)
 
 
-def ranked_tasks(values: pd.DataFrame) -> list[str]:
-    """The tasks on which the most methods have a meaning: where some are missing, ranks are those of the others."""
-    methods = values.groupby("task", sort=False).method.nunique()
-    return methods[methods == methods.max()].index.tolist()
-
-
 def critical_difference(methods: int, blocks: int, level: float = 0.05) -> float:
     """Nemenyi's critical difference of mean ranks: q sqrt(k (k + 1) / (6 N)), q the studentized range over sqrt(2).
 
@@ -226,8 +318,8 @@ def critical_difference(methods: int, blocks: int, level: float = 0.05) -> float
 
 
 def ledger_table(folder: Path | None = None) -> pd.DataFrame:
-    """Every claim with the verdict of its notebook (`NN-claims.csv`), our number, its note, and the likely reason
-    where it does not hold; "not run" where no notebook has judged it."""
+    """Every claim with the verdict of its notebook (`NN-claims.csv`), our number, its note, and a guess why it does not
+    hold where it does not; "not run" where no notebook has judged it."""
     files = sorted((folder or results_dir()).glob("[0-9][0-9]-claims.csv"))
     tables = [pd.read_csv(path, dtype=str, keep_default_na=False) for path in files]
     judged = {row["claim"]: row for table in tables for row in table.to_dict("records")}
@@ -235,11 +327,24 @@ def ledger_table(folder: Path | None = None) -> pd.DataFrame:
     for claim in claims.ledger().values():
         row = judged.get(claim.id, {"verdict": NOT_RUN, "ours": "", "note": ""})
         verdicts.append(claims.Verdict(claim, row["verdict"], row["ours"], row["note"]))
-    failed = (claims.NOT_REPRODUCED, claims.PARTLY)
     table = claims.table(verdicts)
-    table["why"] = [verdict.claim.why if verdict.outcome in failed else "" for verdict in verdicts]
-    table.insert(0, "of", [verdict.claim.paper for verdict in verdicts])
+    table["guess"] = [each.claim.guess if each.outcome == claims.NOT_REPRODUCED else "" for each in verdicts]
+    table.insert(0, "of", [each.claim.paper for each in verdicts])
     return table
+
+
+def verdict_counts(verdicts: pd.Series) -> pd.DataFrame:
+    """How often each verdict stands, of claims with a source and of those that are recalled and unverified, apart.
+
+    Args:
+        verdicts: by claim.
+    """
+    ledger = claims.ledger()
+    kinds = {claims.RECALLED: "recalled, unverified [M]", "[O]": "our own controls [O]"}
+    kind = [kinds.get(ledger[claim].source, "from a source") for claim in verdicts.index]
+    counts = pd.crosstab(pd.Index(kind, name="claims"), verdicts.to_numpy(), colnames=["verdict"])
+    order = [*claims.VERDICTS, NOT_RUN]
+    return counts.reindex(columns=[name for name in order if name in counts])
 
 
 def across_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -254,14 +359,23 @@ def across_table(rows: pd.DataFrame) -> pd.DataFrame:
     table = crossed(rows.assign(comparison=lines), ["claim", "comparison"], "task", cells).fillna("")
     order = [claim for claim in claims.ledger() if claim in set(rows.claim)]
     table = pd.concat([table.loc[[claim]] for claim in order]).rename(columns=title_of).reset_index("comparison")
-    verdicts = table.index.map({claim: across_verdict(rows, claim) for claim in order})
+    verdicts = table.index.map({claim: across_verdict(rows, claim).outcome for claim in order})
     return table.assign(verdict=verdicts.where(~table.index.duplicated(), ""))
 
 
-def across_verdict(rows: pd.DataFrame, claim: str) -> str:
-    """A claim's verdict by the intervals of all tasks and speed-ups together: all of them must clear its bar."""
+def across_verdict(rows: pd.DataFrame, claim: str) -> claims.Verdict:
+    """A claim's verdict by the intervals of all tasks and speed-ups together; those of lines whose exits have not
+    learned or whose treatment did not take do not count."""
     own = rows[rows.claim == claim]
-    return claims.judge(claim, [Interval(row.difference, row.low, row.high) for row in own.itertuples()]).outcome
+    reasons = own.unfit.fillna("")
+    if (reasons != "").all():
+        return claims.not_testable(claim, reasons.iloc[0])
+    counted = own[reasons == ""]
+    intervals = [
+        Interval(row.difference, row.low, row.high, units=int(row.units), seeds=int(row.seeds))
+        for row in counted.itertuples()
+    ]
+    return claims.judge(claim, intervals)
 
 
 def markdown_table(table: pd.DataFrame) -> str:

@@ -7,26 +7,33 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from eeutils.papers.comparisons import PLAIN
-from eeutils.study.entries import FIXED
-from eeutils.study.page import SPEEDUPS, learned, metric_name, title_of, without_exiting
+from eeutils.study.page import (
+    OVERLAPPING,
+    learned,
+    metric_name,
+    not_counted,
+    one_of_each_corpus,
+    title_of,
+    what_to_use,
+)
 
 BLOCKS = 10
 """With fewer blocks than that the ranks of ten methods hardly differ by more than chance (Demsar, JMLR 2006)."""
 
 
 def trained_on(runs: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
-    """A sentence for each task: seeds, samples, epochs and learning rate of its runs; tasks trained alike share one."""
+    """A sentence for each task: seeds, samples, epochs, steps and learning rate of its runs; tasks trained alike share
+    one."""
     alike: dict[str, list[str]] = {}
     for task in tasks:
-        rows = runs[runs.task == task]
+        rows = runs[(runs.task == task) & (runs.run == "finetuned")]
         if len(rows) == 0:
             continue
         one = rows.iloc[0]
         size = f"{one.train_size:,.0f}" if math.isfinite(one.train_size) else "all"
         facts = (
-            f"{rows.seed.nunique()} seed(s), {size} samples for train and dev together, {one.epochs} epoch(s) a phase, "
-            f"learning rate {one.learning_rate:g}"
+            f"{rows.seed.nunique()} seed(s), {size} training samples, {one.epochs} epoch(s) or {one.steps:,} steps a "
+            f"phase, learning rate {one.learning_rate:g}"
         )
         alike.setdefault(facts, []).append(title_of(task))
     return [f"{', '.join(titles)}: {facts}." for facts, titles in alike.items()]
@@ -34,7 +41,7 @@ def trained_on(runs: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
 
 def not_run(scores: pd.DataFrame, tasks: Sequence[str], methods: Sequence[str]) -> list[str]:
     """What the tables lack, in sentences."""
-    missing = [task for task in tasks if task not in set(scores.task)]
+    missing = [title_of(task) for task in tasks if task not in set(scores.task)]
     sentences = [f"Not run: {', '.join(missing)}."] if missing else []
     for task, rows in scores.groupby("task", sort=False):
         absent = [method for method in methods if method not in set(rows.method)]
@@ -46,75 +53,92 @@ def not_run(scores: pd.DataFrame, tasks: Sequence[str], methods: Sequence[str]) 
     return sentences
 
 
-def not_learned(scores: pd.DataFrame) -> list[str]:
-    """A sentence for each task on which the plain model is not shown to know more than a blind answer."""
-    plain, known = without_exiting(scores, PLAIN), learned(scores)
-    return [
-        f"{title_of(row.task)} was not learned at this size: the plain model has {metric_name(row.task)} "
-        f"{row.score:.3f} [{row.low:.3f}, {row.high:.3f}] and the same answer for everybody {row.blind:.3f}. Its "
-        "numbers are kept, and left out of every comparison."
-        for row in plain[~plain.task.isin(known)].itertuples()
+def left_out(scores: pd.DataFrame) -> list[str]:
+    """A sentence for each task that is left out of comparisons, and for those whose sentences are another's."""
+    sentences = [
+        f"{title_of(task)} is not counted: {reason}. Its numbers are kept."
+        for task, reason in not_counted(scores).items()
     ]
+    counted = learned(scores)
+    for task in counted:
+        if task not in one_of_each_corpus(counted):
+            sentences.append(f"{title_of(task)} holds sentences of another task, so it is not counted a second time.")
+    for task, corpus in OVERLAPPING.items():
+        if task in set(scores.task):
+            sentences.append(f"{title_of(task)} shares sentences with the {corpus} corpus.")
+    return sentences
 
 
-def blind_exits(scores: pd.DataFrame) -> list[str]:
-    """A sentence for each learned task on which the exits that were trained together are not shown to know more than a
-    blind answer: to beat them says nothing there."""
-    known = learned(scores)
-    exits = without_exiting(scores, FIXED)
+def unlearned(gate: pd.DataFrame) -> list[str]:
+    """A sentence for each checkpoint with exits that have not learned what their own vectors can tell."""
+    failed = gate[~gate.learned.astype(bool)]
     return [
-        f"{title_of(row.task)}: exits trained together (the checkpoint of PABEE and of the fixed exits) are not shown "
-        f"to have learned anything at this size: even their last one has {metric_name(row.task)} {row.score:.3f} "
-        f"[{row.low:.3f}, {row.high:.3f}], a blind answer {row.blind:.3f}. To beat them there means little."
-        for row in exits[exits.task.isin(known) & (exits.low <= exits.blind)].itertuples()
+        f"{title_of(task)}: **{method}** has not learned at layer {', '.join(map(str, rows.layer))}, so no verdict "
+        "counts it."
+        for (task, method), rows in failed.groupby(["task", "method"], sort=False)
     ]
 
 
 def operating_points(points: pd.DataFrame) -> list[str]:
-    """A sentence for each method that is trained for one speed: where that is on each task, means over seeds."""
+    """A sentence for each method whose models are trained for one speed each: where these are on each task, means over
+    seeds."""
     sentences = []
-    for (method, threshold), rows in points.groupby(["method", "threshold"], sort=False):
+    for method, rows in points.groupby("method", sort=False):
         places = []
         for task, of_task in rows.groupby("task", sort=False):
-            speedup = 1 / (1 / of_task.layer_speedup).mean()
-            places.append(f"{title_of(task)} {speedup:.2f}x ({metric_name(task)} {of_task.score.mean():.3f})")
+            number = of_task.groupby("seed").cumcount()
+            each = of_task.assign(cost=1 / of_task.flops_speedup).groupby(number)[["cost", "score"]].mean()
+            told = ", ".join(f"{1 / point.cost:.2f}x ({point.score:.3f})" for point in each.itertuples())
+            places.append(f"{title_of(task)} {told}")
         sentences.append(
-            f"**{method}** is trained for one speed. At its own threshold, {threshold:g}, it has by layers: "
-            f"{', '.join(places)}. The rest of its curve asks exits for which it was not trained."
+            f"**{method}** is trained for one speed a model, in FLOPs: {'; '.join(places)}. Between them a share of "
+            "the samples goes to each of two models, and to the plain one at the slow end."
         )
     return sentences
 
 
-def advice(scores: pd.DataFrame, task: str) -> list[str]:
-    """One sentence per layer speed-up: if you need ..., take ..., in words no stronger than the intervals allow."""
-    rows, sentences = scores[(scores.task == task) & (scores.axis == "layers")], []
-    for speedup in SPEEDUPS[1:]:
-        here = rows[rows.speedup == speedup].sort_values("score", ascending=False)
-        if len(here) == 0:
-            sentences.append(f"**{speedup:g}x** (layer speed-up): nothing here reaches it.")
-            continue
-        best, others = here.iloc[0], here.iloc[1:]
-        # The best has no distance to itself; whoever's interval reaches 0 may be as good.
-        close = others[~(others.over_best_high < 0)].method.tolist()
-        lead = f"**{speedup:g}x** (layer speed-up): **{best.method}** has the highest score, {best.score:.3f}"
-        lead += f", {best.kept:.1%} of the plain model's" if math.isfinite(best.kept) else ""
-        if len(others) == 0:
-            lead += "; nothing else reaches this speed-up."
-        elif close:
-            lead += f"; not told apart from it: {', '.join(close)}."
-        else:
-            lead += ", above all others by more than the intervals allow for."
-        sentences.append(f"{lead} {_against_fixed(best)}".strip())
+def headlines(scores: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
+    """What came out, in three sentences: what to take, what a rule is worth against a blind policy, what entropy alone
+    reaches."""
+    counted = one_of_each_corpus(learned(scores))
+    flops = scores[(scores.axis == "flops") & scores.task.isin(counted)]
+    if len(flops) == 0:
+        return ["The study has not been run: `make study` writes its tables."]
+    sentences, use = [], what_to_use(scores, costs)
+    if "a class at 2x" in use.index:
+        row = use.loc["a class at 2x"]
+        others = [name for name in row.iloc[-1].split("; ") if f"**{name}**" != row["take"]]
+        told = f"; not told apart from it: {'; '.join(others)}" if others else ""
+        sentences.append(f"At 2x in FLOPs take {row['take']} for classes, the cheapest to train of the best{told}.")
+    methods = flops[(flops.kind == "method") & flops.over_blind.notna()]
+    for speedup in (2.0, 3.0):
+        here = methods[methods.speedup == speedup]
+        above, below = here[here.over_blind_low > 0], here[here.over_blind_high < 0]
+        if len(here):
+            tasks = here.task.nunique()
+            sentences.append(
+                f"At {speedup:g}x {len(above)} of {len(here)} curves (methods by tasks, {tasks} task(s)) are shown to "
+                f"beat the best blind policy, which looks at no sample; {len(below)} are shown to lose to it."
+            )
     return sentences
 
 
-def _against_fixed(best: pd.Series) -> str:
-    if not math.isfinite(best.over_fixed):
-        return ""
-    gap = f"{best.over_fixed:+.3f} [{best.over_fixed_low:+.3f}, {best.over_fixed_high:+.3f}]"
-    if best.over_fixed_low > 0:
-        return f"It beats leaving at a fixed exit of PABEE's checkpoint by {gap}."
-    return f"That it beats leaving at a fixed exit of PABEE's checkpoint is not shown ({gap})."
+def against_the_simplest(scores: pd.DataFrame, simplest: str, speedups: Sequence[float] = (2.0, 3.0)) -> list[str]:
+    """How a baseline that nearly nothing is needed for stands among the methods: a sentence a task."""
+    sentences = []
+    for task in one_of_each_corpus(learned(scores)):
+        places = []
+        for speedup in speedups:
+            here = scores[(scores.task == task) & (scores.axis == "flops") & (scores.speedup == speedup)]
+            here = here[here.kind.isin(["method"]) | (here.method == simplest)]
+            if simplest not in set(here.method):
+                continue
+            own = here[here.method == simplest].iloc[0]
+            better = (here.score > own.score).sum()
+            places.append(f"{own.score:.3f} at {speedup:g}x, below {better} of {len(here) - 1} methods")
+        if places:
+            sentences.append(f"{title_of(task)} ({metric_name(task)}): {simplest} have {'; '.join(places)}.")
+    return sentences
 
 
 def worth_of_ranks(tasks: int, blocks: int) -> str:

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -17,32 +16,43 @@ import torch
 
 from eeutils.errors import InputError
 from eeutils.exiting import tradeoff
-from eeutils.exiting.calibration import expected_calibration_error
 from eeutils.exiting.comparisons import evaluate, mean_over_exits
-from eeutils.exiting.intervals import Interval, bootstrap, equal_cost_difference
-from eeutils.exiting.rules import NEVER, fixed
-from eeutils.exiting.tradeoff import Metric, Reading
+from eeutils.exiting.intervals import (
+    Interval,
+    area_difference,
+    bootstrap,
+    difference_interval,
+    equal_cost_difference,
+)
+from eeutils.exiting.rules import NEVER, Rule, fixed
+from eeutils.exiting.tradeoff import Checkpoint, Metric, Reading
 from eeutils.files import atomic_write
+from eeutils.models.backbone import config_of
 from eeutils.models.runtime import Runtime
 from eeutils.models.timing import race, ratio
-from eeutils.papers import badge, finetuned, pabee
-from eeutils.papers.comparisons import COMPARISONS, PLAIN
+from eeutils.papers import badge, cascadebert, consistentee, de3bert, ensemble, finetuned, pabee, treatments
+from eeutils.papers.budgets import budget_of
+from eeutils.papers.comparisons import COMPARISONS, NO_TERM, PLAIN, SUM
+from eeutils.papers.treatments import Treatment
 from eeutils.study.entries import (
-    FIXED,
+    CONTROL,
     HEADROOM,
-    METHOD,
     RANDOM,
-    RATES,
-    SHALLOW,
+    SEARCHED,
+    Entry,
     Result,
-    at_rate,
+    Trial,
     entries_for,
+    hash_label,
+    own_rule,
     result_of,
+    search_of,
     with_parents,
 )
 from eeutils.study.page import AXES, COLUMNS, SPEEDUPS
 from eeutils.training.fingerprint import commit, environment, run_key
 from eeutils.training.loop import best_device
+from eeutils.training.probes import TOLERANCE
 from eeutils.training.runs import KEY_LETTERS, Run, find
 from eeutils.training.settings import Setting
 
@@ -81,7 +91,7 @@ def tables(
         if results:
             for name, reader in READERS.items():
                 rows[name] += [{"task": task, **row} for row in reader(results)]
-            rows["search"] += [row for setting in settings for row in search(profile, setting)]
+    rows["search"] = list(search(Setting.from_profile(SEARCHED, tasks[0], backbone, seeds[0])))
     if not any(rows.values()):
         raise InputError(f"nothing of the study has been run: profile {profile}, {backbone}, {', '.join(tasks)}")
     frames = {name: pd.DataFrame(of_table) for name, of_table in rows.items()}
@@ -114,16 +124,18 @@ def areas(results: Results) -> Rows:
 
 
 def points(results: Results) -> Rows:
-    """Where a method stands that is trained for one threshold."""
+    """Where each model stands that is trained for one threshold."""
     for result in _each(results):
-        entry = result.entry
-        if entry.trained_for is not None:
-            yield _about(result) | tradeoff.at_threshold(result.test, entry.rule, result.metric, entry.trained_for)
+        if result.entry.trained_for is not None:
+            exits = tradeoff.fixed_exits(result.test, result.metric)
+            for row in exits[exits.stage < len(exits)].to_dict("records"):  # the last one is the plain model
+                yield _about(result) | row | {"threshold": result.entry.trained_for}
 
 
 def scores(results: Results) -> Rows:
     """Scores at equal speed-up: the mean over seeds with its interval over seeds and samples, the share of the plain
-    model's score that is kept, and how far the method is above the fixed exits and above (below) the best one there."""
+    model's score that is kept, and how far a line is above the best blind policy of all checkpoints, above that of its
+    own, and below the best line there. Controls are lines, but never the best one, and nobody's blind policy."""
     for axis in AXES:
         for speedup in SPEEDUPS:
             readings = {
@@ -131,7 +143,7 @@ def scores(results: Results) -> Rows:
                 for label, of_entry in results.items()
                 if of_entry[0].entry.kind != HEADROOM and (by_seed := _readings(of_entry, speedup, axis))
             }
-            for row in _compared(results, readings):
+            for row in _compared(results, readings, speedup, axis):
                 yield row | {"axis": axis, "speedup": speedup}
 
 
@@ -157,18 +169,35 @@ def _readings(results: list[Result], speedup: float, axis: str) -> dict[int, Rea
     return {seed: Remembered(reading.share, reading.predictions) for seed, reading in readings.items()}
 
 
-def _compared(results: Results, readings: dict[str, dict[int, Reading]]) -> Rows:
+def _blind(results: list[Result], speedup: float, axis: str) -> dict[int, Reading]:
+    """Seed -> the best blind policy of some entries' checkpoints; empty where a seed has none that fast."""
+    checkpoints: dict[int, list[Checkpoint]] = {}
+    for result in results:
+        checkpoints.setdefault(result.setting.seed, []).append((result.dev, result.test))
+    metric, axis_of = results[0].metric, {}
+    for seed, of_seed in checkpoints.items():
+        reading = tradeoff.blind_policy(of_seed, speedup, metric, axis)
+        if reading is None:
+            return {}
+        axis_of[seed] = Remembered(reading.share, reading.predictions)
+    return axis_of
+
+
+def _compared(results: Results, readings: dict[str, dict[int, Reading]], speedup: float, axis: str) -> Rows:
     if not readings:
         return
     some = next(_each(results))
     metric, labels = some.metric, some.test.labels.numpy()
     means = {label: fmean(one.score(metric, labels) for one in by_seed.values()) for label, by_seed in readings.items()}
-    best = max(means, key=means.get)
+    ranked = [label for label in means if results[label][0].entry.kind != CONTROL]
+    best = max(ranked, key=means.get)
     full = [metric(plain.test.predictions[-1].numpy(), labels) for plain in results.get(PLAIN, [])]
     whole = fmean(full) if full else math.nan
     # The best that one can do with the same answer for everybody: the most frequent class; all numbers do alike.
     answers = labels[:1] if some.test.regression else np.unique(labels)
-    blind = max(float(metric(np.full_like(labels, answer), labels)) for answer in answers)
+    same_answer = max(float(metric(np.full_like(labels, answer), labels)) for answer in answers)
+    everybody = [result for result in _each(results) if result.entry.kind not in (CONTROL, HEADROOM)]
+    blind = _blind(everybody, speedup, axis)
     for label, by_seed in readings.items():
         one_each = list(by_seed.values())
 
@@ -176,79 +205,117 @@ def _compared(results: Results, readings: dict[str, dict[int, Reading]]) -> Rows
             return one_each[seed].score(metric, labels, rows)
 
         interval = bootstrap(score, len(labels), len(one_each), resamples=RESAMPLES)
-        row = {"method": label, "kind": results[label][0].entry.kind, "seeds": len(one_each), "blind": blind}
+        row = {"method": label, "kind": results[label][0].entry.kind, "seeds": len(one_each), "blind": same_answer}
         row |= _numbers(interval, "score", "low", "high") | {"kept": means[label] / whole if whole > 0 else math.nan}
-        for name, other in (("over_fixed", FIXED), ("over_best", best)):
-            shared = sorted(by_seed.keys() & readings.get(other, {}).keys())
-            if other != label and shared:
-                mine, theirs = ([side[seed] for seed in shared] for side in (by_seed, readings[other]))
-                gap = equal_cost_difference(metric, mine, theirs, labels, resamples=RESAMPLES)
+        rivals = {"over_blind": blind, "over_best": readings[best] if best != label else {}}
+        if len(results[label][0].runs) == 1:
+            rivals["over_own"] = _blind(results[label], speedup, axis)
+        for name, theirs in rivals.items():
+            if shared := sorted(by_seed.keys() & theirs.keys()):
+                sides = ([side[seed] for seed in shared] for side in (by_seed, theirs))
+                gap = equal_cost_difference(metric, *sides, labels, resamples=RESAMPLES)
                 row |= _numbers(gap, name, f"{name}_low", f"{name}_high")
         yield row
 
 
-def calibration(results: Results) -> Rows:
-    """Expected calibration error of every exit, and its mean confidence above its accuracy."""
-    for result in _each(results):
-        if not _has_exits_of_its_own(result):
+def gate(results: Results) -> Rows:
+    """Every exit against its linear probe, on dev, over the seeds of a checkpoint: whether it has learned."""
+    seen = set()
+    for label, of_entry in results.items():
+        first = of_entry[0]
+        if len(first.runs) > 1 or not first.runs[0].has_probes or first.runs[0].directory in seen:
             continue
-        evidence = result.test
-        confidence, correct = evidence.confidence, evidence.predictions == evidence.labels
-        for stage, layer in enumerate(evidence.layers):
-            accuracy = float(correct[stage].double().mean())
-            yield _about(result) | {
+        seen.add(first.runs[0].directory)
+        runs = [result.runs[0] for result in of_entry]
+        labels, stages = runs[0].dev.labels.numpy(), runs[0].dev.stages
+        for stage, layer in enumerate(runs[0].dev.layers):
+            exits, probes = (
+                [evidence.predictions[stage].numpy() for evidence in side]
+                for side in ([run.dev for run in runs], [run.probe_dev for run in runs])
+            )
+            gap = difference_interval(first.metric, exits, probes, labels, resamples=RESAMPLES, level=1 - 0.05 / stages)
+            scored = (fmean(first.metric(answers, labels) for answers in side) for side in (exits, probes))
+            yield {
+                "method": label,
                 "layer": layer,
-                "ece": expected_calibration_error(confidence[stage], correct[stage]),
-                "overconfidence": float(confidence[stage].mean()) - accuracy,
-                "accuracy": accuracy,
+                **dict(zip(("exit", "probe"), scored, strict=True)),
+                **_numbers(gap, "gap", "low", "high"),
+                "learned": gap.estimate >= -max(TOLERANCE, (gap.high - gap.low) / 2),
+                "seeds": len(runs),
             }
 
 
-def agreement(results: Results) -> Rows:
-    """The share of test samples that the same exit of two seeds answers alike, the mean over pairs of seeds."""
-    for label, of_entry in results.items():
-        first = of_entry[0]
-        if len(of_entry) < 2 or not _has_exits_of_its_own(first):
-            continue
-        answers = [result.test.predictions for result in of_entry]
-        same = torch.stack([(a == b).double().mean(dim=-1) for a, b in combinations(answers, 2)])
-        for layer, share in zip(first.test.layers, same.mean(dim=0).tolist(), strict=True):
-            yield {"method": label, "layer": layer, "agreement": share, "seeds": len(of_entry)}
+def took(results: Results) -> Rows:
+    """Whether each treatment took, seed by seed."""
+    pairs: list[tuple[str, str, Callable[[Run, Run | None], Treatment]]] = [
+        (badge.METHOD.title, "", lambda run, _: treatments.bypass(run)),
+        (cascadebert.METHOD.title, NO_TERM, treatments.difficulty),
+        (de3bert.METHOD.title, "", lambda run, _: treatments.prototypes(run)),
+        (ensemble.METHOD.title, SUM, treatments.diversity),
+    ]
+    for label, control, check in pairs:
+        shared = _shared(results, *filter(None, (label, control)))
+        for number, result in enumerate(shared.get(label, [])):
+            treatment = check(result.runs[0], shared[control][number].runs[0] if control else None)
+            yield {"seed": result.setting.seed, "method": label, "found": treatment.found, "took": treatment.took}
+    for result in results.get(consistentee.METHOD.title, []):
+        checks = [treatments.collapse(run) for run in result.runs if run.method.name == consistentee.METHOD.name]
+        # A curve needs points that are no single exit: most of them.
+        enough = sum(check.took for check in checks) > len(checks) / 2
+        found = "; ".join(check.found for check in checks)
+        yield {"seed": result.setting.seed, "method": consistentee.METHOD.title, "found": found, "took": enough}
 
 
-def _has_exits_of_its_own(result: Result) -> bool:
-    """Whether its exits answer with classes, and are not those of another entry by another rule."""
-    return result.entry.kind == METHOD and len(result.runs) == 1 and not result.test.regression
+def unfit(results: Results) -> dict[str, str]:
+    """Label -> why no verdict may count it: exits that have not learned, or a treatment that did not take."""
+    reasons = {}
+    for row in gate(results):
+        if not row["learned"]:
+            reasons.setdefault(row["method"], f"{row['method']}: the exit at layer {row['layer']} has not learned")
+    checks = pd.DataFrame(list(took(results)), columns=["seed", "method", "found", "took"])
+    for label, rows in checks.groupby("method", sort=False):
+        if rows.took.mean() <= 0.5:
+            reasons.setdefault(label, f"{label}: the treatment did not take ({rows.found.iloc[0]})")
+    return reasons
 
 
 def costs(results: Results) -> Rows:
-    """Parameters of the model in use (the largest, where there is a choice), and the trainings that it takes; those of
-    CascadeBERT's cross-fitted judges are not counted. Seconds are medians: something else may have kept one seed up."""
-    plain = {result.setting.seed: _seconds(result) for result in results.get(PLAIN, [])}
+    """Parameters of the model in use (the largest, where there is a choice), and what trainings one operating point
+    (that nearest 2x in FLOPs on dev) and the whole curve take; those of CascadeBERT's cross-fitted judges are not
+    counted. Seconds are medians: something else may have kept one seed up."""
+    plain = {result.setting.seed: _seconds(result.runs) for result in results.get(PLAIN, [])}
     for label, of_entry in results.items():
-        if of_entry[0].entry.kind == HEADROOM:
+        entry = of_entry[0].entry
+        if entry.kind == HEADROOM:
             continue
         models = [run.model() for run in of_entry[0].runs]
-        seconds = {result.setting.seed: _seconds(result) for result in of_entry}
-        ratios = [own / plain[seed] for seed, own in seconds.items() if seed in plain]
+        nearest = min(of_entry[0].runs, key=lambda run: abs(_own_speedup(entry, run) - TIMED_SPEEDUP))
+        place = of_entry[0].runs.index(nearest)
+        seconds = {result.setting.seed: _seconds(result.runs) for result in of_entry}
+        of_point = {result.setting.seed: _seconds([result.runs[place]]) for result in of_entry}
+        ratios, point_ratios = (
+            [own / plain[seed] for seed, own in each.items() if seed in plain] for each in (seconds, of_point)
+        )
         yield {
             "method": label,
+            "kind": entry.kind,
             "parameters": max(sum(weight.numel() for weight in model.parameters()) for model in models),
             "trainings": len(with_parents(of_entry[0].runs)),
             "training_seconds": median(seconds.values()),
             "times_plain": median(ratios) if ratios else math.nan,
+            "point_times_plain": median(point_ratios) if point_ratios else math.nan,
             "seeds": len(of_entry),
         }
 
 
-def _seconds(result: Result) -> float:
-    return float(sum(run.history.seconds.sum() for run in with_parents(result.runs)))
+def _seconds(runs: Iterable[Run]) -> float:
+    return float(sum(run.history.seconds.sum() for run in with_parents(runs)))
 
 
 def comparisons(results: Results) -> Rows:
     """What the claims compare, wherever it needs no other runs than these: the difference with its interval over
     samples and over the seeds that both sides have. No row where one of those seeds does not reach a speed-up."""
-    metric = next(_each(results)).metric
+    metric, reasons = next(_each(results)).metric, unfit(results)
     for comparison in COMPARISONS:
         shared = _shared(results, comparison.ours.name, comparison.theirs.name)
         curves = {label: [(result.test, result.entry.rule) for result in side] for label, side in shared.items()}
@@ -259,20 +326,40 @@ def comparisons(results: Results) -> Rows:
                 "theirs": comparison.rival,
                 "axis": comparison.axis,
                 "speedup": each.speedup,
-                "seeds": each.seeds,
-                **_numbers(each.interval, "difference", "low", "high"),
+                **_judged(each.interval),
+                "unfit": "; ".join(dict.fromkeys(reasons[label] for label in shared if label in reasons)),
             }
-    labels = badge.METHOD.title, pabee.METHOD.title
-    if shared := _shared(results, *labels):
-        ours, theirs = ([result.test for result in shared[label]] for label in labels)
-        yield {
-            "claim": "B1a",
-            **{side: f"{label}, mean over exits" for side, label in zip(("ours", "theirs"), labels, strict=True)},
-            "axis": "exits",
-            "speedup": 1.0,
-            "seeds": len(ours),
-            **_numbers(mean_over_exits(ours, theirs, metric, RESAMPLES), "difference", "low", "high"),
-        }
+    for claim, ours, theirs, stages, what in EXITS_COMPARED:
+        shared = _shared(results, ours, theirs)
+        if shared:
+            sides = ([result.test for result in shared[label]] for label in (ours, theirs))
+            yield {
+                "claim": claim,
+                "ours": f"{ours}{what}",
+                "theirs": f"{theirs}{what}",
+                "axis": "exits",
+                "speedup": 1.0,
+                **_judged(mean_over_exits(*sides, metric, RESAMPLES, stages)),
+                "unfit": "; ".join(dict.fromkeys(reasons[label] for label in shared if label in reasons)),
+            }
+
+
+_EVERY, _LAST = slice(None), slice(-1, None)
+EXITS_COMPARED = (
+    ("B1a", badge.METHOD.title, pabee.METHOD.title, _EVERY, ", mean over exits"),
+    ("B1b", badge.METHOD.title, pabee.METHOD.title, _LAST, ", last exit"),
+    ("B2", badge.METHOD.title, "BADGE, wide-head", _EVERY, ", mean over exits"),
+    ("H1a", hash_label("random-type"), hash_label("random-occurrence"), _EVERY, ""),
+    *(
+        ("H1b", hash_label("random-type"), hash_label(function), _EVERY, "")
+        for function in ("frequency", "mutual-information", "cluster")
+    ),
+)
+"""Claims that compare answers rather than rules: id, both sides, which exits, and what that is called."""
+
+
+def _judged(interval: Interval) -> dict[str, float]:
+    return {**_numbers(interval, "difference", "low", "high"), "seeds": interval.seeds, "units": interval.units}
 
 
 def _shared(results: Results, *labels: str) -> Results:
@@ -293,6 +380,7 @@ def provenance(results: Results) -> Rows:
             "data": run.config["data"][:10],
             "train_size": run.setting.train_size,
             "epochs": run.setting.epochs,
+            "steps": run.history.steps.sum(),
             "learning_rate": run.setting.learning_rate,
             "seconds": run.history.seconds.sum(),
             "torch": made["packages"]["torch"],
@@ -306,36 +394,60 @@ READERS: dict[str, Callable[[Results], Rows]] = {
     "areas": areas,
     "points": points,
     "scores": scores,
-    "calibration": calibration,
-    "agreement": agreement,
+    "gate": gate,
+    "treatments": took,
     "costs": costs,
     "claims": comparisons,
     "runs": provenance,
 }
-"""Table -> what reads it from the results of one task; the search has other settings, and times are measured apart."""
+"""Table -> what reads it from the results of one task; the search has another profile, and times are measured apart."""
 
 
-def search(profile: str, setting: Setting) -> Rows:
-    """The area under each method's curve on DEV at several learning rates, where several have been run."""
-    for entry in entries_for(setting.task, setting.backbone):
-        if entry.kind != METHOD and entry.label != SHALLOW:
+def search(setting: Setting) -> Rows:
+    """The area under each method's curve on DEV, from the highest FLOPs speed-up that all of its trials reach to 1x,
+    for every trial of the search that was run, and how far it is above the default's; of one model that has no curve (a
+    window of HashEE, the plain model) its score."""
+    rules = {entry.label: entry.rule for entry in entries_for(setting.task, setting.backbone)}
+    for label, trials in search_of(budget_of(SEARCHED, _depth(setting))).items():
+        tried = [(trial, run) for trial in trials if (run := trial.wanted.find(setting))]
+        standard = [run for trial, run in tried if _is_default(trial, run)]
+        if not standard:
             continue
-        tried = {rate: result_of(entry, profile, at_rate(setting, rate)) for rate in RATES}
-        if all(tried.values()):
-            for rate, result in tried.items():
-                dev = result.dev
-                yield _about(result) | {
-                    "task": setting.task,
-                    "learning_rate": result.setting.learning_rate,
-                    "dev_area": tradeoff.area(tradeoff.sweep(dev, entry.rule, result.metric), axis="layers"),
-                    "dev_samples": dev.samples,
-                    "in_use": rate == 1,
-                }
+        rule = rules[label] if standard[0].dev.stages > 1 else fixed()
+        curves = [tradeoff.sweep(run.dev, rule, run.metric) for _, run in tried]
+        reached = max(1 / curve.flops_speedup.max() for curve in curves)
+        has_area = reached < 1 and standard[0].dev.stages > 1
+        for (trial, run), curve in zip(tried, curves, strict=True):
+            if has_area:
+                gap = area_difference(run.metric, (run.dev, rule), (standard[0].dev, rule), reached)
+            else:
+                sides = ([each.dev.predictions[-1].numpy()] for each in (run, standard[0]))
+                gap = difference_interval(run.metric, *sides, run.dev.labels.numpy(), resamples=200)
+            yield {
+                "task": setting.task,
+                "seed": setting.seed,
+                "method": label,
+                "what": trial.what,
+                "value": trial.value,
+                "dev_area": tradeoff.area(curve, low=reached) if has_area else curve.score.iloc[-1],
+                **_numbers(gap, "over_default", "over_default_low", "over_default_high"),
+                "dev_samples": run.dev.samples,
+                "in_use": _is_default(trial, run),
+            }
+
+
+def _is_default(trial: Trial, run: Run) -> bool:
+    default = run.method.options.to_dict()
+    return all(by == 1 for by in trial.wanted.times.values()) and default.get(trial.what, trial.value) == trial.value
+
+
+def _depth(setting: Setting) -> int:
+    return config_of(setting.backbone).num_hidden_layers
 
 
 def measure(profile: str, setting: Setting) -> pd.DataFrame:
-    """Wall-clock of every entry but random exits and the oracle against the plain model, on the threshold (or model)
-    that dev says gives 2x by layers.
+    """Wall-clock of every method and baseline but random exits against the plain model, on the threshold (or model)
+    that dev says gives 2x in FLOPs.
 
     Columns as in `COLUMNS["times"]`: layer and FLOPs speed-up are those of the very sentences that were timed. Both
     take turns, so that whatever else the machine does hits both; nothing else should run.
@@ -346,12 +458,14 @@ def measure(profile: str, setting: Setting) -> pd.DataFrame:
     plain, rows, machine = Runtime(plain_run.model(), fixed()), [], environment()
     for entry in entries_for(setting.task, setting.backbone):
         result = result_of(entry, profile, setting)
-        if result is None or entry.kind == HEADROOM or entry.label in (PLAIN, RANDOM):
+        if result is None or entry.kind in (CONTROL, HEADROOM) or entry.label in (PLAIN, RANDOM):
             continue
-        run = min(result.runs, key=lambda run: abs(_layer_speedup(run) - TIMED_SPEEDUP))
-        rule, threshold = entry.rule, NEVER
-        if len(result.runs) == 1:
-            threshold = tradeoff.threshold_for_speedup(run.dev, rule, TIMED_SPEEDUP, axis="layers")
+        run = min(result.runs, key=lambda run: abs(_own_speedup(entry, run) - TIMED_SPEEDUP))
+        rule, threshold = _own_rule(entry, run), NEVER
+        if entry.trained_for is not None and run.dev.stages > 1:
+            threshold = entry.trained_for
+        elif len(result.runs) == 1:
+            threshold = tradeoff.threshold_for_speedup(run.dev, rule, TIMED_SPEEDUP)
         runtime = Runtime(run.model(), rule, threshold)
         for batch_size, count in TIMED.items():
             places = _spread(run.test.samples, count)
@@ -381,8 +495,17 @@ def _spread(total: int, count: int) -> list[int]:
     return list(range(0, total, max(1, total // count)))[:count]
 
 
-def _layer_speedup(run: Run) -> float:
-    return run.dev.reference_layers / float(run.dev.cost["layers"][-1].mean())
+def _own_rule(entry: Entry, run: Run) -> Rule:
+    """The rule of one run: that of its paper, where it is one point of a curve that no rule runs through."""
+    return own_rule(run.method) if entry.trained_for is not None else entry.rule
+
+
+def _own_speedup(entry: Entry, run: Run) -> float:
+    """The FLOPs speed-up of a run that is one point of a curve, on dev."""
+    evidence = run.dev
+    if entry.trained_for is not None and evidence.stages > 1:
+        evidence = tradeoff.settled(evidence, _own_rule(entry, run), entry.trained_for)
+    return float(evidence.reference["flops"].mean() / evidence.cost["flops"][-1].mean())
 
 
 def _numbers(interval: Interval, *names: str) -> dict[str, float]:

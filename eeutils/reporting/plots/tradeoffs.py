@@ -27,22 +27,27 @@ def tradeoff(
     metric: str,
     points: Mapping[str, pd.DataFrame] | None = None,
     fixed: Mapping[str, pd.DataFrame] | None = None,
+    blind: pd.DataFrame | None = None,
     separate: pd.DataFrame | None = None,
     oracle: pd.DataFrame | None = None,
     axis: str = "flops",
     dashed: Sequence[str] = (),
+    grey: Sequence[str] = (),
     title: str = "",
 ) -> Figure:
     """Score against speed-up.
 
     Lines between few points are those of a coin that sends a share of the samples to each neighbour: straight over
-    cost, so bent over the speed-up.
+    cost, so bent over the speed-up. An oracle far above the curves stands at the edge, with its score written beside
+    it, so that it does not squeeze them.
 
     Args:
-        curves: name -> a curve of `tradeoff.sweep`; names in `dashed` are drawn dashed.
+        curves: name -> a curve of `tradeoff.sweep`; with columns low and high (`intervals.with_band`) in its band;
+            names in `dashed` are drawn dashed, those in `grey` step back.
         metric: name of the score.
         points: name -> operating points that nothing connects, such as one model each.
         fixed: name of the checkpoint -> its `tradeoff.fixed_exits`, the first baseline.
+        blind: the best blind policy, as `tradeoff.blind_curve` gives it.
         separate: columns layer_speedup, flops_speedup, score of separately fine-tuned k-layer models, the second one.
         oracle: a point of the oracle, drawn as headroom.
         axis: of the speed-up, "flops" or "layers".
@@ -52,21 +57,28 @@ def tradeoff(
         InputError: an unknown axis.
     """
     column, points = _column_of(axis), points or {}
-    looks = looks_of([*points, *curves])
+    looks = looks_of([*points, *(name for name in curves if name not in grey)])
+    looks |= {name: {"color": "0.7", "marker": ""} for name in grey}
     figure, axes = plt.subplots(figsize=(WIDTH, 4.2))
     for name, chosen in points.items():
         axes.scatter(chosen[column], chosen.score, s=60, label=name, zorder=3, **looks[name])
     for name, curve in curves.items():
         look = looks[name] if len(curve) <= 12 else {"color": looks[name]["color"]}
-        _coin_line(axes, curve, column, "--" if name in dashed else "-", linewidth=1.8, label=name, **look)
+        width = 1.0 if name in grey else 1.8
+        _coin_line(axes, curve, column, "--" if name in dashed else "-", linewidth=width, label=name, **look)
+        if "low" in curve and name not in grey:
+            edge = curve.sort_values(column)
+            axes.fill_between(edge[column], edge.low, edge.high, color=look["color"], alpha=0.12, linewidth=0)
     for number, (name, exits) in enumerate((fixed or {}).items()):
         grey, marker = ((GREY, "."), ("0.6", "+"), ("0.5", "1"))[min(number, 2)]
         _coin_line(axes, exits, column, "--", marker=marker, color=grey, label=f"fixed exits, {name}")
+    if blind is not None:
+        axes.plot(blind[column], blind.score, "--", color=GREY, linewidth=1.2, label="best blind policy")
     if separate is not None:
         label = "k-layer model, fine-tuned separately"
         _coin_line(axes, separate, column, ":", marker="x", color=GREY, label=label)
     if oracle is not None:
-        axes.scatter(oracle[column], oracle.score, marker="*", s=90, color=GREY, label="oracle (needs the labels)")
+        _oracle_at_the_edge(axes, oracle, column)
     _speedup_axis(axes, SPEEDUP_NAMES[axis])
     axes.set(ylabel=metric, title=title)
     if len(axes.get_legend_handles_labels()[0]) > 6:  # inside, it would hide curves
@@ -169,6 +181,17 @@ def _coin_line(axes: Axes, curve: pd.DataFrame, column: str, style: str, **look:
     place = np.arange((len(points) - 1) * steps + 1) / steps
     cost, score = (np.interp(place, range(len(points)), ends) for ends in (1 / points[column], points.score))
     axes.plot(1 / cost, score, linestyle=style, markevery=steps, **look)
+
+
+def _oracle_at_the_edge(axes: Axes, oracle: pd.DataFrame, column: str) -> None:
+    low, high = axes.get_ylim()
+    right = axes.get_xlim()[1]
+    score, speedup = float(oracle.score.iloc[0]), float(oracle[column].iloc[0])
+    beyond = score > high or speedup > right
+    label = f"oracle (needs the labels), {score:.3f} at {speedup:.1f}x" if beyond else "oracle (needs the labels)"
+    place = (min(speedup, right), min(score, high))
+    axes.scatter(*place, marker="*", s=90, color=GREY, label=label, clip_on=False, zorder=4)
+    axes.set(xlim=(axes.get_xlim()[0], right), ylim=(low, high))
 
 
 def _speedup_axis(axes: Axes, label: str) -> None:
