@@ -249,7 +249,18 @@ def fit_anew(
     # Once the model stands: what it refuses is told before notes are made, which may take many trainings.
     train = train.with_notes(**method.annotate(setting, options))
     log.info("training %s on %s, seed %s", method.name, setting.task, setting.seed)
-    return model, loop.fit(model, method.phases(options), train, setting, work, progress=progress)
+    ended = work / "trained"
+    if not ended.exists():
+        history = loop.fit(model, method.phases(options), train, setting, work, progress=progress)
+        if loop.processes().is_main_process:
+            with atomic_write(ended) as partial_directory:
+                partial_directory.mkdir()
+                save_model(model, str(partial_directory / "model.safetensors"))
+                history.to_csv(partial_directory / "history.csv", index=False)
+        loop.processes().wait_for_everyone()
+    # What was trained is read back, also by a later call that finds it: then the recording alone had failed.
+    _read_weights(model, ended / "model.safetensors")
+    return model.to(loop.best_device()).eval(), pd.read_csv(ended / "history.csv")
 
 
 def _train(run: Run, config: dict[str, Any], parent: Run | None, progress: bool) -> None:

@@ -41,7 +41,7 @@ def test_no_sample_is_judged_by_a_model_that_saw_it(setting: Setting, monkeypatc
     setting = replace(setting, epochs=1)
     seen: list[set[int]] = []
     judged: list[set[int]] = []
-    fit, record = loop.fit, runs.record
+    fit, record = loop.fit, crossfit.record
 
     def spied_fit(model: object, phases: object, train: Samples, *rest: object, **options: object) -> object:
         seen.append(set(train.ids.tolist()))
@@ -52,7 +52,7 @@ def test_no_sample_is_judged_by_a_model_that_saw_it(setting: Setting, monkeypatc
         return record(model, samples, **options)
 
     monkeypatch.setattr(loop, "fit", spied_fit)
-    monkeypatch.setattr(runs, "record", spied_record)
+    monkeypatch.setattr(crossfit, "record", spied_record)
     evidence = out_of_fold(pabee.METHOD, setting, folds=3, seed=5, progress=False)
     everyone = set(tiny_task().train["id"])
     assert len(seen) == len(judged) == 3

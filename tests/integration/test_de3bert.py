@@ -148,7 +148,6 @@ def test_the_ablation_leaves_pabee_s_model_as_it_is_and_learns_the_space(setting
     parent = load_or_train(pabee.METHOD, replace(setting, epochs=4), progress=False)
     torch.testing.assert_close(run.test.logits, parent.test.logits, atol=1e-6, rtol=1e-6)
     assert run.history.loss.iloc[-1] < run.history.loss.iloc[0]
-    assert run.history.score.max() == pytest.approx(prototypes_afterwards.nearest_prototype_score(run.dev, run.metric))
 
 
 @pytest.mark.usefixtures("tiny_tasks")

@@ -167,5 +167,5 @@ def test_options_say_what_they_cannot_be() -> None:
 
 
 def test_a_method_without_options_says_so() -> None:
-    with pytest.raises(InputError, match="pabee has no options; got 'wiring'"):
+    with pytest.raises(InputError, match="unknown option of pabee 'wiring'; choose one of: poolers"):
         pabee.METHOD.with_options(wiring="parallel")

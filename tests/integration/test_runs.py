@@ -27,6 +27,7 @@ from eeutils.models.stages import Answers, MultiStageModel
 from eeutils.papers import badge, de3bert, deebert, finetuned, hashee, pabee
 from eeutils.papers.controls import prototypes_afterwards
 from eeutils.training import fingerprint, loop, runs
+from eeutils.training.checkpoints import Checkpoints
 from eeutils.training.loop import Phase
 from eeutils.training.method import Method, Notes, Options
 from eeutils.training.runs import Run, load_or_train
@@ -189,7 +190,7 @@ def change_source(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[s
     "module",
     [
         *("training.loop", "training.checkpoints", "models.exits", "models.stages", "models.backbone", "models.record"),
-        *("models.cost", "data.samples", "exiting.evidence", "exiting.tradeoff"),
+        *("models.cost", "data.samples", "exiting.evidence"),
     ],
 )
 def test_changed_shared_code_is_another_run(setting: Setting, change_source: Callable, module: str) -> None:
@@ -246,7 +247,7 @@ def test_the_code_that_a_paper_borrows_counts_and_what_only_reads_evidence_or_da
 
     assert after("papers.pabee") == {"badge", "pabee"}, "badge trains with pabee's loss"
     assert after("papers.badge") == {"badge"}
-    for module in ("exiting.rules", "exiting.claims", "data.readers", "data.tasks", "training.fingerprint"):
+    for module in ("exiting.rules", "exiting.tradeoff", "exiting.claims", "data.readers", "data.tasks", "training.fingerprint"):
         assert after(module) == set(), module
 
 
@@ -298,17 +299,18 @@ def test_a_run_that_was_interrupted_is_never_taken_for_one_and_goes_on(
         return finetuned.last_exit_loss(*arguments)
 
     broken = finetuned_by(objective)
+    monkeypatch.setattr(Checkpoints, "due", True)
     with pytest.raises(KeyboardInterrupt):
         train(broken, setting)
     assert names() == [next(name for name in names() if name.startswith(".work-")), "kept"]
     again = train(broken, setting)
-    assert len(steps) == 9 + 6, "the first epoch of six steps must not be trained again"
+    assert len(steps) == 9 + 4, "the eight steps that were saved must not be trained again"
     kept = replace(whole, directory=whole.directory.with_name("kept"))
     assert torch.equal(again.test.logits, kept.test.logits)
     assert again.directory.exists()
 
 
-@pytest.mark.parametrize("what", ["save_model", "Evidence.save", "environment"])
+@pytest.mark.parametrize("what", ["Evidence.save", "environment"])
 def test_a_full_disk_leaves_no_half_run_and_the_next_call_does_not_train_again(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -331,7 +333,7 @@ def test_a_full_disk_leaves_no_half_run_and_the_next_call_does_not_train_again(
     steps.clear()
     run = train(counted, setting)
     assert run.test.samples == 24
-    assert len(steps) <= 6, "at most the last epoch is trained again"
+    assert not steps, "what was trained must not be trained again"
 
 
 def test_evidence_that_was_cut_off_is_told_with_what_to_do(setting: Setting) -> None:

@@ -17,21 +17,20 @@ from torch import Tensor
 
 from eeutils.data.samples import Batch, Samples
 from eeutils.errors import InputError
-from eeutils.exiting.evidence import Evidence
 from eeutils.exiting.tradeoff import fixed_exits
 from eeutils.models.exits import MultiExitModel
 from eeutils.models.record import record
 from eeutils.models.stages import Answers, MultiStageModel
-from eeutils.training import checkpoints, loop
+from eeutils.training import loop
 from eeutils.training.checkpoints import remove_checkpoints
-from eeutils.training.loop import Phase, answer_loss, fit, mean_stage_score, over_exits
+from eeutils.training.loop import Phase, answer_loss, fit, over_exits
 from eeutils.training.settings import Setting
 from tests.helpers import accuracy
 from tests.tiny import tiny_model, tiny_samples
 
 ROOT = Path(__file__).parent.parent.parent
-TRAIN, DEV = tiny_samples(40, longest=6), tiny_samples(16, seed=9, longest=6)
-SETTING = Setting(epochs=2, batch_size=8, learning_rate=2e-3, pool="mean", early_stopping=9)
+TRAIN = tiny_samples(40, longest=6)
+SETTING = Setting(epochs=2, batch_size=8, learning_rate=2e-3, head_rate=1.0, pool="mean")
 
 
 def mean_loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
@@ -54,8 +53,6 @@ def train(
         model,
         phases or [Phase("all", mean_loss)],
         fitted.get("train", TRAIN),
-        DEV,
-        fitted.get("metric", accuracy),
         setting,
         directory,
         progress=False,
@@ -91,40 +88,25 @@ def interrupted_at(step: int, objective: Callable = mean_loss) -> Callable[[Mult
 
 
 def two_phases(objective: Callable = mean_loss) -> list[Phase]:
-    return [Phase("all", objective), Phase("last head", objective, trains=last_head, learning_rate=1e-2)]
+    return [Phase("all", objective), Phase("last head", objective, trains=last_head, rate=5.0)]
 
 
 def test_a_tiny_task_is_learned(tmp_path: Path) -> None:
     model, history = train(
-        tmp_path, setting=Setting(epochs=12, batch_size=8, learning_rate=5e-3, pool="mean", early_stopping=99)
+        tmp_path, setting=Setting(epochs=12, batch_size=8, learning_rate=5e-3, head_rate=1.0, pool="mean")
     )
     assert history.loss.iloc[-1] < 0.5 * history.loss.iloc[0]
-    assert history.score.max() > 0.9
+    assert fixed_exits(record(model, TRAIN), accuracy).score.max() > 0.9
     assert not model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_the_history_tells_each_epoch(tmp_path: Path) -> None:
     _, history = train(tmp_path, two_phases())
-    columns = [
-        "phase",
-        "epoch",
-        "loss",
-        "score",
-        "exit_1",
-        "exit_2",
-        "exit_3",
-        "exit_4",
-        "seconds",
-        "samples_per_second",
-        "best",
-    ]
-    assert list(history) == columns
+    assert list(history) == ["phase", "epoch", "steps", "loss", "seconds", "samples_per_second"]
     assert history.phase.tolist() == ["all", "all", "last head", "last head"]
     assert history.epoch.tolist() == [1, 2, 1, 2]
-    assert history.groupby("phase").best.sum().tolist() == [1, 1]
-    exits = history[["exit_1", "exit_2", "exit_3", "exit_4"]].mean(axis=1)
-    assert history.score.tolist() == pytest.approx(exits.tolist())
+    assert history.steps.tolist() == [5] * 4  # 40 samples in batches of 8
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
@@ -154,26 +136,6 @@ def test_a_run_interrupted_again_and_again_ends_like_one_that_never_was(tmp_path
         except KeyboardInterrupt:
             continue
     same(whole, ended)
-
-
-@pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_an_interruption_while_dev_is_scored_costs_nothing(tmp_path: Path, epoch: int) -> None:
-    calls = 0
-
-    def monitor(evidence: Evidence, metric: Callable) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == epoch:
-            raise KeyboardInterrupt
-        return mean_stage_score(evidence, metric)
-
-    def phases() -> list[Phase]:
-        return [Phase("one", mean_loss, monitor=monitor), Phase("two", mean_loss, trains=last_head, monitor=monitor)]
-
-    whole = train(tmp_path / "whole", [Phase("one", mean_loss), Phase("two", mean_loss, trains=last_head)])
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "broken", phases(), checkpoint_seconds=0.0)
-    same(whole, train(tmp_path / "broken", phases(), checkpoint_seconds=0.0))
 
 
 _KILLED = """
@@ -261,32 +223,29 @@ def test_clipping_looks_only_at_what_is_trained(tmp_path: Path, monkeypatch: pyt
     assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("exits.4."))
 
 
-def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path) -> None:
-    scores = iter([0.2, 0.9, 0.5, 0.9])
-    weights: list[dict[str, Tensor]] = []
-    model = tiny_model(pool="mean")
+def test_every_step_is_taken_and_the_last_weights_are_kept(tmp_path: Path) -> None:
+    """With a loss that only ever gets worse: nothing stops early, and nothing is taken back."""
+    steps = 0
+    seen: list[Tensor] = []
 
-    def monitor(evidence: Evidence, metric: Callable) -> float:
-        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return next(scores)
+    def worse(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+        nonlocal steps
+        steps += 1
+        seen.append(model.exits["4"].classifier.weight.detach().clone())
+        return -mean_loss(model, answers, batch)
 
     setting = Setting(**(SETTING.to_dict() | {"epochs": 4}))
-    phases = [Phase("all", mean_loss, monitor=monitor)]
-    history = fit(model, phases, TRAIN, DEV, accuracy, setting, tmp_path, progress=False)
-    assert history.best.tolist() == [False, True, False, False]
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in model.state_dict().items())
-    assert any(not torch.equal(weights[1][name], weights[3][name]) for name in weights[1])
+    model, history = train(tmp_path, [Phase("all", worse)], setting)
+    assert steps == 4 * 5 == history.steps.sum()
+    assert history.loss.iloc[-1] < history.loss.iloc[0]
+    # The last step moved them once more, by next to nothing: the learning rate has fallen.
+    last = model.exits["4"].classifier.weight
+    assert (last - seen[-1]).abs().max() < (seen[-1] - seen[0]).abs().max() / 20
 
 
-def test_training_stops_early_when_dev_no_longer_gets_better(tmp_path: Path) -> None:
-    scores = iter([0.5, 0.6, 0.6, 0.1, 0.9])
-    setting = Setting(**(SETTING.to_dict() | {"epochs": 10, "early_stopping": 2}))
-    _, history = train(tmp_path, [Phase("all", mean_loss, monitor=lambda evidence, metric: next(scores))], setting)
-    assert history.score.tolist() == [0.5, 0.6, 0.6, 0.1]
-    assert history.best.tolist() == [False, True, False, False]
-
-
-def test_a_phase_may_have_its_own_epochs_and_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phase_may_have_its_own_epochs_and_a_multiple_of_the_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rates: list[float] = []
     adamw = torch.optim.AdamW
 
@@ -295,10 +254,10 @@ def test_a_phase_may_have_its_own_epochs_and_learning_rate(tmp_path: Path, monke
         return adamw(groups, **options)
 
     monkeypatch.setattr(torch.optim, "AdamW", watched)
-    phases = [Phase("one", mean_loss, epochs=1), Phase("two", mean_loss, epochs=3, learning_rate=0.5, trains=last_head)]
+    phases = [Phase("one", mean_loss, epochs=1), Phase("two", mean_loss, epochs=3, rate=2.5, trains=last_head)]
     _, history = train(tmp_path, phases)
     assert history.phase.tolist() == ["one", "two", "two", "two"]
-    assert rates == [SETTING.learning_rate, 0.5]
+    assert rates == pytest.approx([SETTING.learning_rate, 2.5 * SETTING.learning_rate])
 
 
 def test_the_learning_rate_warms_up_and_falls_to_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +284,7 @@ def test_weight_decay_is_on_matrices_only() -> None:
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.25, 0.0)
 
 
-def test_heads_have_a_rate_of_their_own_unless_the_phase_gives_one(tmp_path: Path) -> None:
+def test_heads_have_a_rate_of_their_own_which_a_phase_scales_too(tmp_path: Path) -> None:
     rates: list[dict[str, float]] = []
 
     def watched(groups: list, **options: float) -> torch.optim.AdamW:
@@ -336,16 +295,16 @@ def test_heads_have_a_rate_of_their_own_unless_the_phase_gives_one(tmp_path: Pat
 
     adamw, model = torch.optim.AdamW, tiny_model(pool="mean")
     setting = Setting(**(SETTING.to_dict() | {"head_rate": 10.0, "epochs": 1}))
-    phases = [Phase("all", mean_loss), Phase("last head", mean_loss, trains=last_head, learning_rate=0.5)]
+    phases = [Phase("all", mean_loss), Phase("last head", mean_loss, trains=last_head, rate=3.0)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim, "AdamW", watched)
-        fit(model, phases, TRAIN, DEV, accuracy, setting, tmp_path, progress=False)
+        fit(model, phases, TRAIN, setting, tmp_path, progress=False)
     # The warm-up begins at 0, so these are the peaks that the schedule scales.
     joint, last = rates
     assert {rate for name, rate in joint.items() if name.startswith("backbone.")} == {2e-3}
     assert {rate for name, rate in joint.items() if name.startswith("exits.")} == {2e-2}
     assert len(joint) == len(list(model.parameters()))
-    assert set(last.values()) == {0.5}
+    assert set(last.values()) == {6e-2}
     assert all(name.startswith("exits.4.") for name in last)
 
 
@@ -375,7 +334,7 @@ def test_training_refuses_what_it_cannot_train(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="phase 'none' trains no parameter"):
         train(tmp_path, [Phase("none", mean_loss, trains=lambda model: [])])
     unlabelled = Samples(TRAIN.tokens, TRAIN.types, None, TRAIN.ids, TRAIN.padding)
-    with pytest.raises(InputError, match="labels for train and dev"):
+    with pytest.raises(InputError, match="at least one sample, and labels"):
         train(tmp_path, train=unlabelled)
     with pytest.raises(InputError, match="at least one sample"):
         train(tmp_path, train=Samples((), None, TRAIN.labels[:0], TRAIN.ids[:0], 0))
@@ -390,9 +349,8 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path: Path, monk
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), RuntimeError("write failed: No space left on device")]
 )
-@pytest.mark.parametrize("what", ["checkpoint", "best weights"])
 def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_space(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, what: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     whole = train(tmp_path / "whole", two_phases())
     calls = 0
@@ -409,10 +367,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_space(
         return write
 
     with monkeypatch.context() as patch:
-        if what == "checkpoint":
-            patch.setattr(loop.Accelerator, "save_state", full_at(loop.Accelerator.save_state))
-        else:
-            patch.setattr(checkpoints, "save_model", full_at(checkpoints.save_model))
+        patch.setattr(loop.Accelerator, "save_state", full_at(loop.Accelerator.save_state))
         with pytest.raises(OSError, match=r"the disk is full: .* was not written; free some space and run again"):
             train(tmp_path / "full", two_phases(), checkpoint_seconds=0.0)
     assert calls == 3
@@ -460,10 +415,10 @@ def set_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], N
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_in_bfloat16_steps_are_rounded_and_dev_is_scored_as_evidence_is(
+def test_in_bfloat16_steps_are_rounded_and_weights_are_not(
     tmp_path: Path, set_precision: Callable[[str], None]
 ) -> None:
-    """All committed tables are trained like this: the history must say of dev what the run's evidence says of it."""
+    """All committed tables are trained like this."""
     set_precision("bf16")
     precisions: set[torch.dtype] = set()
 
@@ -471,16 +426,13 @@ def test_in_bfloat16_steps_are_rounded_and_dev_is_scored_as_evidence_is(
         precisions.add(model.exits["1"].classifier(torch.ones(1, 16)).dtype)
         return mean_loss(model, answers, batch)
 
-    model, history = train(tmp_path / "bf16", [Phase("all", objective)])
+    model, _ = train(tmp_path / "bf16", [Phase("all", objective)])
     assert precisions == {torch.bfloat16}
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    best = history[history.best].iloc[0]
-    exits = fixed_exits(record(model, DEV), accuracy).score.tolist()
-    assert [best[f"exit_{stage + 1}"] for stage in range(4)] == exits
     set_precision("no")
     assert different(model, train(tmp_path / "float32", [Phase("all", mean_loss)])[0])
     # Another call of forward is not rounded any more.
-    assert model(*DEV.batch([0, 1]).inputs).logits.dtype == torch.float32
+    assert model(*TRAIN.batch([0, 1]).inputs).logits.dtype == torch.float32
     torch.testing.assert_close(
-        model(*DEV.batch([0, 1]).inputs).logits, model.all_stages(*DEV.batch([0, 1]).inputs).logits
+        model(*TRAIN.batch([0, 1]).inputs).logits, model.all_stages(*TRAIN.batch([0, 1]).inputs).logits
     )
