@@ -13,7 +13,7 @@ from eeutils.data.samples import Samples, encode
 from eeutils.data.specs import TASKS
 from eeutils.data.tasks import Task
 from eeutils.models.backbone import Backbone
-from eeutils.models.exits import MultiExitModel, own_pooler_exits
+from eeutils.models.exits import MultiExitModel, exits_on_all_layers
 from eeutils.models.stages import MultiStageModel
 
 WORDS = [
@@ -75,7 +75,7 @@ def tiny_model(
 ) -> MultiExitModel:
     """A tiny encoder with an exit on every layer, answers far enough apart that exits spread over the layers."""
     backbone = Backbone(tiny_encoder(name, seed=seed, **changes))
-    model = MultiExitModel(backbone, own_pooler_exits(backbone, classes, pool))
+    model = MultiExitModel(backbone, exits_on_all_layers(backbone, classes, pool, "own"))
     for head in model.exits.values():
         torch.nn.init.normal_(head.classifier.weight, std=0.3)
     return model.eval()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from eeutils.data.samples import Batch
 from eeutils.errors import InputError
 from eeutils.exiting import rules, tradeoff
 from eeutils.models.backbone import Backbone
-from eeutils.models.exits import MultiExitModel, shared_pooler_exits
+from eeutils.models.exits import MultiExitModel, exits_on_all_layers
 from eeutils.models.record import record
 from eeutils.models.runtime import Runtime
 from eeutils.papers import badge, pabee
@@ -24,18 +23,16 @@ from tests.tiny import CONFIGS, flops_counted, of_length, tiny_encoder, tiny_sam
 
 SAMPLES = tiny_samples(12)
 BATCH = SAMPLES.batch(range(12))
-BYPASSES = get_args(badge.Bypass)
+BYPASSES = tuple(name for name in badge.WIRINGS if name not in ("wide-head", "none"))
 CONTROLLED = (*BYPASSES, "wide-head")
 
 
 def bypassed(wiring: str, pool: str = "mean", name: str = "bert", attention: str = "sdpa", rank: int = 3):
     """A tiny model whose bypasses have weights that matter, as after training."""
     backbone = Backbone(tiny_encoder(name, attention=attention))
-    plain = shared_pooler_exits(backbone, 2, pool)
-    if wiring == "wide-head":
-        exits = {layer: badge.WideExit(head, rank) for layer, head in plain.items()}
-    else:
-        exits = {layer: badge.BypassExit(head, wiring, rank) for layer, head in plain.items()}
+    plain = exits_on_all_layers(backbone, 2, pool, "shared")
+    options, kind = BadgeOptions(wiring, rank, scale=2.0), badge.WideExit if wiring == "wide-head" else badge.BypassExit
+    exits = {layer: kind(head, options) for layer, head in plain.items()}
     torch.manual_seed(3)
     for head in exits.values():
         for part in head.modules():
@@ -52,10 +49,10 @@ def states_of(model: MultiExitModel, batch: Batch = BATCH) -> list[Tensor]:
 
 
 def token_by_token(states: Tensor, head: badge.BypassExit) -> Tensor:
-    """W_up g(W_down x) on every token, nothing pooled yet."""
+    """s W_up g(W_down x) on every token, nothing pooled yet."""
     bypass = head.bypass
     narrow = nn.functional.gelu(states @ bypass.down.weight.T + bypass.down.bias)
-    return narrow @ bypass.up.weight.T + bypass.up.bias
+    return 2.0 * (narrow @ bypass.up.weight.T + bypass.up.bias)
 
 
 def pooled(states: Tensor, pool: str, mask: Tensor) -> Tensor:
@@ -135,7 +132,7 @@ def test_flops_are_those_that_torch_counts(wiring: str, pool: str, tokens: int) 
 @pytest.mark.parametrize("wiring", CONTROLLED)
 def test_the_plain_model_that_speed_ups_are_measured_against_has_no_bypass(wiring: str) -> None:
     backbone = Backbone(tiny_encoder())
-    without = MultiExitModel(backbone, shared_pooler_exits(backbone, 2, "mean"))
+    without = MultiExitModel(backbone, exits_on_all_layers(backbone, 2, "mean", "shared"))
     ours, theirs = (record(model, of_length(4, 30)).reference["flops"] for model in (bypassed(wiring), without))
     assert torch.equal(ours, theirs)
 

@@ -6,7 +6,7 @@ import torch
 from eeutils.exiting import rules, tradeoff
 from eeutils.models.backbone import Backbone
 from eeutils.models.cascade import Cascade
-from eeutils.models.exits import MultiExitModel, own_pooler_exits, shared_pooler_exits
+from eeutils.models.exits import MultiExitModel, exits_on_all_layers
 from eeutils.models.record import record
 from eeutils.papers import finetuned
 from eeutils.training.settings import Setting
@@ -20,7 +20,7 @@ from tests.tiny import CONFIGS, flops_counted, of_length, tiny_encoder, tiny_sam
 @pytest.mark.parametrize("layers", [(1, 2, 3, 4), (2, 4), (3,)], ids=str)
 def test_flops_of_every_stage_are_those_that_torch_counts(name: str, tokens: int, layers: tuple[int, ...]) -> None:
     backbone = Backbone(tiny_encoder(name, attention="eager"))
-    exits = own_pooler_exits(backbone, 3, "cls")
+    exits = exits_on_all_layers(backbone, 3, "cls", "own")
     model = MultiExitModel(backbone, {layer: exits[layer] for layer in layers}).eval()
     evidence = record(model, of_length(tokens))
     assert evidence.cost["flops"][:, 0].tolist() == flops_counted(model, tokens)
@@ -29,7 +29,7 @@ def test_flops_of_every_stage_are_those_that_torch_counts(name: str, tokens: int
 
 def test_flops_of_a_cascade_are_those_that_torch_counts_model_after_model() -> None:
     backbones = [Backbone(tiny_encoder(attention="eager", num_hidden_layers=depth)) for depth in (1, 2, 4)]
-    parts = [MultiExitModel(backbone, own_pooler_exits(backbone, 2, "mean")).eval() for backbone in backbones]
+    parts = [MultiExitModel(backbone, exits_on_all_layers(backbone, 2, "mean", "own")).eval() for backbone in backbones]
     model = Cascade(parts).eval()
     for tokens in (3, 17):
         evidence = record(model, of_length(tokens))
@@ -42,7 +42,7 @@ def test_flops_of_a_cascade_are_those_that_torch_counts_model_after_model() -> N
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_reference_is_the_plain_model_with_its_one_head(name: str) -> None:
     backbone = Backbone(tiny_encoder(name, attention="eager"))
-    exits = shared_pooler_exits(backbone, 2, "cls")
+    exits = exits_on_all_layers(backbone, 2, "cls", "shared")
     plain = MultiExitModel(backbone, {4: exits[4]}).eval()
     every = MultiExitModel(backbone, exits).eval()
     for tokens in (3, 17):
@@ -66,7 +66,7 @@ def test_a_truncated_model_is_measured_against_the_whole_encoder(encoder_folder:
 
 def test_each_sample_costs_what_its_own_length_does_without_padding() -> None:
     backbone = Backbone(tiny_encoder(attention="eager"))
-    model = MultiExitModel(backbone, own_pooler_exits(backbone, 2, "cls")).eval()
+    model = MultiExitModel(backbone, exits_on_all_layers(backbone, 2, "cls", "own")).eval()
     samples = tiny_samples(7)
     evidence = record(model, samples, batch_size=7)
     for row, length in enumerate(samples.lengths.tolist()):

@@ -14,9 +14,8 @@ from eeutils.models.exits import (
     ExitState,
     MultiExitModel,
     Pooler,
-    own_pooler_exits,
+    exits_on_all_layers,
     pool_tokens,
-    shared_pooler_exits,
 )
 from eeutils.models.stages import Answer, stack
 from tests.tiny import CONFIGS, tiny_encoder, tiny_model, tiny_samples
@@ -50,7 +49,7 @@ def test_an_unknown_pool_is_refused() -> None:
 def test_an_exit_on_the_last_layer_with_the_encoder_s_pooler_is_hugging_face_s_pooled_output() -> None:
     encoder = tiny_encoder()
     backbone = Backbone(encoder)
-    model = MultiExitModel(backbone, own_pooler_exits(backbone, 2, "cls")).eval()
+    model = MultiExitModel(backbone, exits_on_all_layers(backbone, 2, "cls", "own")).eval()
     features: list[torch.Tensor] = []
     model.exits["4"].classifier.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
     with torch.inference_mode():
@@ -61,7 +60,7 @@ def test_an_exit_on_the_last_layer_with_the_encoder_s_pooler_is_hugging_face_s_p
 
 def test_own_poolers_are_distinct_and_start_from_the_pre_trained_one() -> None:
     backbone = Backbone(tiny_encoder())
-    exits = own_pooler_exits(backbone, 2, "cls")
+    exits = exits_on_all_layers(backbone, 2, "cls", "own")
     poolers = [head.pooler for head in exits.values()]
     assert list(exits) == [1, 2, 3, 4]
     assert len({id(pooler) for pooler in poolers}) == 4
@@ -78,7 +77,7 @@ def test_own_poolers_are_distinct_and_start_from_the_pre_trained_one() -> None:
 
 
 def test_the_shared_pooler_is_one_object_and_the_classifiers_are_not() -> None:
-    exits = shared_pooler_exits(Backbone(tiny_encoder()), 2, "cls")
+    exits = exits_on_all_layers(Backbone(tiny_encoder()), 2, "cls", "shared")
     assert len({id(head.pooler) for head in exits.values()}) == 1
     assert len({id(head.classifier) for head in exits.values()}) == 4
 
@@ -99,7 +98,7 @@ def test_families_with_a_pooler_lend_it(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_module_stands_twice_in_a_list_of_modules(name: str) -> None:
     backbone = Backbone(tiny_encoder(name))
-    model = MultiExitModel(backbone, own_pooler_exits(backbone, 2, "cls"))
+    model = MultiExitModel(backbone, exits_on_all_layers(backbone, 2, "cls", "own"))
     for part in model.modules():
         if isinstance(part, nn.ModuleList | nn.ModuleDict):
             children = list(part.values() if isinstance(part, nn.ModuleDict) else part)

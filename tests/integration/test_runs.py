@@ -247,7 +247,14 @@ def test_the_code_that_a_paper_borrows_counts_and_what_only_reads_evidence_or_da
 
     assert after("papers.pabee") == {"badge", "pabee"}, "badge trains with pabee's loss"
     assert after("papers.badge") == {"badge"}
-    for module in ("exiting.rules", "exiting.tradeoff", "exiting.claims", "data.readers", "data.tasks", "training.fingerprint"):
+    for module in (
+        "exiting.rules",
+        "exiting.tradeoff",
+        "exiting.claims",
+        "data.readers",
+        "data.tasks",
+        "training.fingerprint",
+    ):
         assert after(module) == set(), module
 
 

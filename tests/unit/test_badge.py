@@ -14,7 +14,7 @@ from tests.helpers import make_evidence
 
 
 def test_a_bottleneck_begins_as_nothing_and_its_first_gradient_reaches_w_up_alone() -> None:
-    bottleneck, x = badge.Bottleneck(6, 2), torch.randn(3, 5, 6)
+    bottleneck, x = badge.Bottleneck(6, 2, 4.0), torch.randn(3, 5, 6)
     assert bottleneck(x).abs().max() == 0
     bottleneck(x).sum().backward()
     assert bottleneck.down.weight.grad.abs().sum() == 0
@@ -22,14 +22,14 @@ def test_a_bottleneck_begins_as_nothing_and_its_first_gradient_reaches_w_up_alon
 
 
 def test_a_bottleneck_by_hand() -> None:
-    bottleneck = badge.Bottleneck(2, 1)
+    bottleneck = badge.Bottleneck(2, 1, 0.5)
     with torch.no_grad():
         bottleneck.down.weight.copy_(torch.tensor([[1.0, -1.0]]))
         bottleneck.down.bias.fill_(0.5)
         bottleneck.up.weight.copy_(torch.tensor([[2.0], [-4.0]]))
     # W_down x + b = 3 - 1 + 0.5 = 2.5; GELU(z) is z times the normal distribution function of z.
     narrow = 2.5 * 0.5 * (1 + math.erf(2.5 / math.sqrt(2)))
-    assert bottleneck(torch.tensor([[3.0, 1.0]])).tolist()[0] == pytest.approx([2 * narrow, -4 * narrow])
+    assert bottleneck(torch.tensor([[3.0, 1.0]])).tolist()[0] == pytest.approx([0.5 * 2 * narrow, 0.5 * -4 * narrow])
 
 
 @pytest.mark.parametrize("rank", [0, -3])
