@@ -114,9 +114,9 @@ def ledger() -> dict[str, Claim]:
 def judge(claim_id: str, intervals: Sequence[Interval] | Interval, note: str = "") -> Verdict:
     """Decide by the interval alone; `VERDICTS` says how.
 
-    Of several intervals (tasks, operating points) all must clear the bar for "reproduced", and none may for "not
-    reproduced"; some that do and some that firmly do not are "mixed". Otherwise one that cannot tell leaves the whole
-    undecided, and the note then says how many samples would tell.
+    Of several intervals (tasks, operating points) all must clear the bar for "reproduced"; some that do and some that
+    firmly do not are "mixed"; one that firmly does not, where none does, is "not reproduced". Otherwise one that cannot
+    tell leaves the whole undecided, and the note then says how many samples would tell.
 
     Raises:
         InputError: an unknown claim, or no interval.

@@ -190,7 +190,7 @@ def _compared(results: Results, readings: dict[str, dict[int, Reading]], speedup
     metric, labels = some.metric, some.test.labels.numpy()
     means = {label: fmean(one.score(metric, labels) for one in by_seed.values()) for label, by_seed in readings.items()}
     ranked = [label for label in means if results[label][0].entry.kind != CONTROL]
-    best = max(ranked, key=means.get)
+    best = max(ranked, key=means.get, default="")
     full = [metric(plain.test.predictions[-1].numpy(), labels) for plain in results.get(PLAIN, [])]
     whole = fmean(full) if full else math.nan
     # The best that one can do with the same answer for everybody: the most frequent class; all numbers do alike.
@@ -207,7 +207,7 @@ def _compared(results: Results, readings: dict[str, dict[int, Reading]], speedup
         interval = bootstrap(score, len(labels), len(one_each), resamples=RESAMPLES)
         row = {"method": label, "kind": results[label][0].entry.kind, "seeds": len(one_each), "blind": same_answer}
         row |= _numbers(interval, "score", "low", "high") | {"kept": means[label] / whole if whole > 0 else math.nan}
-        rivals = {"over_blind": blind, "over_best": readings[best] if best != label else {}}
+        rivals = {"over_blind": blind, "over_best": readings[best] if best and best != label else {}}
         if len(results[label][0].runs) == 1:
             rivals["over_own"] = _blind(results[label], speedup, axis)
         for name, theirs in rivals.items():
@@ -408,7 +408,8 @@ def search(setting: Setting) -> Rows:
     for every trial of the search that was run, and how far it is above the default's; of one model that has no curve (a
     window of HashEE, the plain model) its score."""
     rules = {entry.label: entry.rule for entry in entries_for(setting.task, setting.backbone)}
-    for label, trials in search_of(budget_of(SEARCHED, _depth(setting))).items():
+    budget = budget_of(SEARCHED, _depth(setting))
+    for label, trials in search_of(budget).items():
         tried = [(trial, run) for trial in trials if (run := trial.wanted.find(setting))]
         standard = [run for trial, run in tried if _is_default(trial, run)]
         if not standard:
@@ -432,7 +433,10 @@ def search(setting: Setting) -> Rows:
                 "dev_area": tradeoff.area(curve, low=reached) if has_area else curve.score.iloc[-1],
                 **_numbers(gap, "over_default", "over_default_low", "over_default_high"),
                 "dev_samples": run.dev.samples,
-                "in_use": _is_default(trial, run),
+                # The one option that the study takes from its budget.
+                "in_use": trial.value == budget.diversities[0]
+                if trial.what == "diversity"
+                else _is_default(trial, run),
             }
 
 
