@@ -100,12 +100,9 @@ def read_card(folder: str) -> dict[str, Any]:
 
 def _offline(name: str, domain: str, texts: str) -> list[TaskSpec]:
     note = f"{texts}, each rated from -4 to 4 by 20 people or more (Hutto and Gilbert, ICWSM 2014)"
-    kinds = (
-        (name, "polarity", ("negative", "positive"), (0.0,)),
-        (f"{name}-valence", "valence", (), ()),
-        # A third of the movie sentences in each.
-        (f"{name}-3", "three classes", ("negative", "mild", "positive"), (-1.5, 1.5)),
-    )
+    kinds = [(name, "polarity", ("negative", "positive"), (0.0,)), (f"{name}-valence", "valence", (), ())]
+    if name == "movie":  # a third of its sentences in each
+        kinds.append(("movie-3", "three classes", ("negative", "mild", "positive"), (-1.5, 1.5)))
     return [
         TaskSpec(
             *(task, f"{domain}, {kind}", classes, _TEXTS[:1], ("accuracy",) if classes else NUMBER_METRICS),

@@ -274,8 +274,8 @@ def search_table(search: pd.DataFrame) -> pd.DataFrame:
             cell = f"{row.value}: {row.dev_area:.3f}"
             cells.append(f"**{cell}**" if row.in_use else cell + told)
         lines[method, what] = ", ".join(cells)
-    table = pd.Series(lines, dtype=object).rename_axis(["method", "what"]).reset_index(name="value: on dev")
-    return table.set_index("method")
+    rows = [{"method": method, "what": what, "value: on dev": cells} for (method, what), cells in lines.items()]
+    return pd.DataFrame(rows, columns=["method", "what", "value: on dev"]).set_index("method")
 
 
 def mean_curves(curves: pd.DataFrame, task: str, axis: str, points: int = 25) -> dict[str, pd.DataFrame]:

@@ -53,7 +53,7 @@ def parameters(encoder: str) -> dict[str, Any]:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     displayed: list[Any] = []
     for module in (notebook, theme):
-        monkeypatch.setattr(module, "display", displayed.append)
+        monkeypatch.setattr(module, "display", lambda shown, **options: displayed.append(shown))
     return displayed
 
 
@@ -66,7 +66,8 @@ def test_a_notebooks_globals_become_its_setting(parameters: dict[str, Any], show
     assert here.name == "accuracy"
     predictions, labels = np.array([0, 1, 1]), np.array([0, 1, 0])
     assert here.metric(predictions, labels) == accuracy_score(labels, predictions)
-    [said] = shown
+    said, findings = shown
+    assert findings.data == "*What came out stands here once the notebook has run.*"
     assert said.data == f"{TASKS['movie'].title}, {parameters['backbone']} (3 layers), profile smoke, seed 3"
 
 
@@ -91,7 +92,7 @@ def test_an_unknown_value_stops_the_notebook(parameters: dict[str, Any], name: s
 
 def test_a_notebook_for_classes_refuses_a_regression(parameters: dict[str, Any], shown: list[Any]) -> None:
     regression = parameters | {"task": "movie-valence"}
-    with pytest.raises(InputError, match=r"movie-valence.*is a regression; choose one of: movie, amazon"):
+    with pytest.raises(InputError, match=r"movie-valence.*is a regression; choose one of: movie, movie-3, amazon"):
         open_notebook(regression)
     here = open_notebook(regression, needs_classes=False)
     assert here.name in ("pearson", "spearman")
@@ -106,7 +107,7 @@ def test_a_notebook_that_only_reads_tables_needs_no_encoder(
     monkeypatch.setattr(notebook, "config_of", fetched)
     here = open_notebook(parameters | {"backbone": "minilm-l6"}, needs_encoder=False)
     assert here.setting.backbone == "minilm-l6"
-    assert shown == [], "it does not say what it runs: it runs nothing"
+    assert len(shown) == 1, "it does not say what it runs, for it runs nothing; only where the findings will stand"
 
 
 def test_the_cell_that_opens_a_notebook_may_be_run_again(parameters: dict[str, Any], shown: list[Any]) -> None:
@@ -162,7 +163,7 @@ def test_nothing_is_kept_where_nobody_asked_for_it(
     monkeypatch.chdir(tmp_path)
     kept_by(open_notebook(parameters))
     assert list(tmp_path.iterdir()) == []
-    assert len(shown) == 2, "what it is run with, and the figure: shown all the same"
+    assert len(shown) == 3, "what it is run with, the findings' place, and the figure: shown all the same"
 
 
 def test_a_figure_without_a_name_is_shown_and_not_kept(
