@@ -126,10 +126,15 @@ def areas(results: Results) -> Rows:
 def points(results: Results) -> Rows:
     """Where each model stands that is trained for one threshold."""
     for result in _each(results):
-        if result.entry.trained_for is not None:
-            exits = tradeoff.fixed_exits(result.test, result.metric)
-            for row in exits[exits.stage < len(exits)].to_dict("records"):  # the last one is the plain model
-                yield _about(result) | row | {"threshold": result.entry.trained_for}
+        threshold = result.entry.trained_for
+        for run in result.runs if threshold is not None else ():
+            if run.test.stages > 1:  # not the plain model
+                alone = tradeoff.settled(run.test, own_rule(run.method), threshold)
+                yield (
+                    _about(result)
+                    | tradeoff.fixed_exits(alone, result.metric).iloc[0].to_dict()
+                    | {"threshold": threshold}
+                )
 
 
 def scores(results: Results) -> Rows:

@@ -43,7 +43,7 @@ def tradeoff(
 
     Args:
         curves: name -> a curve of `tradeoff.sweep`; with columns low and high (`intervals.with_band`) in its band;
-            names in `dashed` are drawn dashed, those in `grey` step back.
+            names in `dashed` are drawn dashed and without one, those in `grey` step back.
         metric: name of the score.
         points: name -> operating points that nothing connects, such as one model each.
         fixed: name of the checkpoint -> its `tradeoff.fixed_exits`, the first baseline.
@@ -66,12 +66,12 @@ def tradeoff(
         look = looks[name] if len(curve) <= 12 else {"color": looks[name]["color"]}
         width = 1.0 if name in grey else 1.8
         _coin_line(axes, curve, column, "--" if name in dashed else "-", linewidth=width, label=name, **look)
-        if "low" in curve and name not in grey:
+        if "low" in curve and name not in (*grey, *dashed):  # many bands are none
             edge = curve.sort_values(column)
             axes.fill_between(edge[column], edge.low, edge.high, color=look["color"], alpha=0.12, linewidth=0)
     for number, (name, exits) in enumerate((fixed or {}).items()):
-        grey, marker = ((GREY, "."), ("0.6", "+"), ("0.5", "1"))[min(number, 2)]
-        _coin_line(axes, exits, column, "--", marker=marker, color=grey, label=f"fixed exits, {name}")
+        colour, marker = ((GREY, "."), ("0.6", "+"), ("0.5", "1"))[min(number, 2)]
+        _coin_line(axes, exits, column, "--", marker=marker, color=colour, label=f"fixed exits, {name}")
     if blind is not None:
         axes.plot(blind[column], blind.score, "--", color=GREY, linewidth=1.2, label="best blind policy")
     if separate is not None:
