@@ -29,7 +29,9 @@ class Interval:
     seeds: int = 1
 
     def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        # Adding 0 turns -0.0 into 0.0.
+        estimate, low, high = (round(number, 3) + 0.0 for number in (self.estimate, self.low, self.high))
+        return f"{estimate:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def bootstrap(

@@ -21,7 +21,6 @@ class Budget:
             every exit learned.
         frozen_weights: of ConsistentEE's policies on a frozen encoder, which are learned in seconds.
         seeds: of those policies.
-        cross_fitting: changes to the setting where memorized layers are cross-fitted: few samples, many epochs.
     """
 
     shallow_depths: tuple[int, ...]
@@ -32,7 +31,6 @@ class Budget:
     diversities: tuple[float, ...]
     frozen_weights: tuple[float, ...]
     seeds: int
-    cross_fitting: dict[str, Any]
 
 
 def budget_of(profile: str, depth: int) -> Budget:
@@ -50,7 +48,6 @@ def budget_of(profile: str, depth: int) -> Budget:
             diversities=(0.1,),
             frozen_weights=(0.0, 0.15),
             seeds=2,
-            cross_fitting={},
         )
     # Half of the layers is 2x, a third 3x, two thirds 1.5x: the speed-ups at which k-layer models are quoted.
     depths = tuple(dict.fromkeys(k for k in (depth // 3, depth // 2, 2 * depth // 3) if k > 0))
@@ -64,16 +61,14 @@ def budget_of(profile: str, depth: int) -> Budget:
             diversities=(1.0,),
             frozen_weights=frozen_weights,
             seeds=3,
-            cross_fitting={"train_size": 300, "epochs": 5},
         )
     return Budget(
         shallow_depths=depths if profile == "study" else tuple(range(1, depth)),
         wirings=("parallel", "serial", "stream", "wide-head"),
         cascade={"folds": 2} if profile == "study" else {},
-        speed_weights=(0.05, 0.15, 0.2),
+        speed_weights=(0.05, 0.1, 0.15),
         windows=windows,
         diversities=(1.0,) if profile == "study" else (1.0, 0.1, 0.3, 3.0),
         frozen_weights=frozen_weights,
         seeds=3,
-        cross_fitting={"train_size": 2500, "epochs": 5},
     )

@@ -139,8 +139,8 @@ def learned(scores: pd.DataFrame) -> list[str]:
 
 
 OVERLAPPING = {"sst2": "movie", "stsb": "mrpc"}
-"""Task -> the corpus in which sentences of it stand, too: 732 of SST-2's 872 dev sentences are movie sentences, and one in
-seven of MRPC's dev pairs stands in STS-B."""
+"""Task -> the corpus in which sentences of it stand, too: 732 of SST-2's 872 dev sentences are movie sentences, and one
+in seven of MRPC's dev pairs stands in STS-B."""
 
 
 def one_of_each_corpus(tasks: Iterable[str]) -> list[str]:

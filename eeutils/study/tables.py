@@ -32,7 +32,7 @@ from eeutils.models.runtime import Runtime
 from eeutils.models.timing import race, ratio
 from eeutils.papers import badge, cascadebert, consistentee, de3bert, ensemble, finetuned, pabee, treatments
 from eeutils.papers.budgets import budget_of
-from eeutils.papers.comparisons import COMPARISONS, NO_TERM, PLAIN, SUM
+from eeutils.papers.comparisons import ABOUT_TREATMENTS, COMPARISONS, NO_TERM, PLAIN, SUM
 from eeutils.papers.treatments import Treatment
 from eeutils.study.entries import (
     CONTROL,
@@ -110,7 +110,7 @@ def curves(results: Results) -> Rows:
     """The trade-off curves, thinned; of the oracle the one point that it has."""
     for result in _each(results):
         thresholds = [1] if result.entry.kind == HEADROOM else None
-        swept = tradeoff.sweep(result.test, result.entry.rule, result.metric, thresholds, points=POINTS)
+        swept = tradeoff.sweep(result.test, result.rule, result.metric, thresholds, points=POINTS)
         yield from swept.assign(**_about(result)).to_dict("records")
 
 
@@ -118,7 +118,7 @@ def areas(results: Results) -> Rows:
     """The mean score between 1x and 2x, one number a curve."""
     for result in _each(results):
         if result.entry.kind != HEADROOM:
-            swept = tradeoff.sweep(result.test, result.entry.rule, result.metric)
+            swept = tradeoff.sweep(result.test, result.rule, result.metric)
             for axis in AXES:
                 yield _about(result) | {"axis": axis, "area": tradeoff.area(swept, axis=axis)}
 
@@ -167,10 +167,9 @@ class Remembered(Reading):
 
 def _readings(results: list[Result], speedup: float, axis: str) -> dict[int, Reading]:
     """Seed -> reading; empty unless every seed reaches the speed-up, or the mean would be one over the lucky seeds."""
-    rule = results[0].entry.rule
-    if not all(tradeoff.can_reach(result.test, rule, speedup, axis) for result in results):
+    if not all(tradeoff.can_reach(result.test, result.rule, speedup, axis) for result in results):
         return {}
-    readings = {result.setting.seed: tradeoff.at_speedup(result.test, rule, speedup, axis) for result in results}
+    readings = {result.setting.seed: tradeoff.at_speedup(result.test, result.rule, speedup, axis) for result in results}
     return {seed: Remembered(reading.share, reading.predictions) for seed, reading in readings.items()}
 
 
@@ -271,17 +270,23 @@ def took(results: Results) -> Rows:
         yield {"seed": result.setting.seed, "method": consistentee.METHOD.title, "found": found, "took": enough}
 
 
-def unfit(results: Results) -> dict[str, str]:
-    """Label -> why no verdict may count it: exits that have not learned, or a treatment that did not take."""
+def unlearned(results: Results) -> dict[str, str]:
+    """Label -> that its exits have not learned, so that no verdict may count it."""
     reasons = {}
     for row in gate(results):
         if not row["learned"]:
             reasons.setdefault(row["method"], f"{row['method']}: the exit at layer {row['layer']} has not learned")
-    checks = pd.DataFrame(list(took(results)), columns=["seed", "method", "found", "took"])
-    for label, rows in checks.groupby("method", sort=False):
-        if rows.took.mean() <= 0.5:
-            reasons.setdefault(label, f"{label}: the treatment did not take ({rows.found.iloc[0]})")
     return reasons
+
+
+def untreated(results: Results) -> dict[str, str]:
+    """Label -> that its treatment did not take on most seeds, so that no claim about that treatment may count it."""
+    checks = pd.DataFrame(list(took(results)), columns=["seed", "method", "found", "took"])
+    return {
+        label: f"{label}: the treatment did not take ({rows.found.iloc[0]})"
+        for label, rows in checks.groupby("method", sort=False)
+        if rows.took.mean() <= 0.5
+    }
 
 
 def costs(results: Results) -> Rows:
@@ -320,10 +325,15 @@ def _seconds(runs: Iterable[Run]) -> float:
 def comparisons(results: Results) -> Rows:
     """What the claims compare, wherever it needs no other runs than these: the difference with its interval over
     samples and over the seeds that both sides have. No row where one of those seeds does not reach a speed-up."""
-    metric, reasons = next(_each(results)).metric, unfit(results)
+    metric, unfit, not_taken = next(_each(results)).metric, unlearned(results), untreated(results)
+
+    def reasons(claim: str, labels: Iterable[str]) -> str:
+        of_claim = (not_taken if claim in ABOUT_TREATMENTS else {}) | unfit
+        return "; ".join(dict.fromkeys(of_claim[label] for label in labels if label in of_claim))
+
     for comparison in COMPARISONS:
         shared = _shared(results, comparison.ours.name, comparison.theirs.name)
-        curves = {label: [(result.test, result.entry.rule) for result in side] for label, side in shared.items()}
+        curves = {label: [(result.test, result.rule) for result in side] for label, side in shared.items()}
         for each in evaluate([comparison], curves, metric, RESAMPLES):
             yield {
                 "claim": comparison.claim,
@@ -332,7 +342,7 @@ def comparisons(results: Results) -> Rows:
                 "axis": comparison.axis,
                 "speedup": each.speedup,
                 **_judged(each.interval),
-                "unfit": "; ".join(dict.fromkeys(reasons[label] for label in shared if label in reasons)),
+                "unfit": reasons(comparison.claim, shared),
             }
     for claim, ours, theirs, stages, what in EXITS_COMPARED:
         shared = _shared(results, ours, theirs)
@@ -345,7 +355,7 @@ def comparisons(results: Results) -> Rows:
                 "axis": "exits",
                 "speedup": 1.0,
                 **_judged(mean_over_exits(*sides, metric, RESAMPLES, stages)),
-                "unfit": "; ".join(dict.fromkeys(reasons[label] for label in shared if label in reasons)),
+                "unfit": reasons(claim, shared),
             }
 
 
@@ -506,6 +516,8 @@ def _spread(total: int, count: int) -> list[int]:
 
 def _own_rule(entry: Entry, run: Run) -> Rule:
     """The rule of one run: that of its paper, where it is one point of a curve that no rule runs through."""
+    if entry.tuned:
+        return entry.tuned(run)
     return own_rule(run.method) if entry.trained_for is not None else entry.rule
 
 

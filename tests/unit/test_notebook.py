@@ -16,10 +16,12 @@ from eeutils.errors import InputError
 from eeutils.exiting import claims, rules
 from eeutils.exiting.intervals import Interval
 from eeutils.exiting.tradeoff import score_at, sweep
+from eeutils.papers import pabee
 from eeutils.papers.budgets import budget_of
 from eeutils.reporting import notebook, plots
 from eeutils.reporting.notebook import Notebook, open_notebook, show_source, speedup_table
 from eeutils.reporting.plots import theme
+from eeutils.training.runs import Run
 from eeutils.training.settings import Setting
 from tests.helpers import accuracy, random_evidence
 
@@ -164,6 +166,61 @@ def test_nothing_is_kept_where_nobody_asked_for_it(
     kept_by(open_notebook(parameters))
     assert list(tmp_path.iterdir()) == []
     assert len(shown) == 3, "what it is run with, the findings' place, and the figure: shown all the same"
+
+
+def test_what_was_found_is_shown_where_it_is_computed_and_at_the_top(
+    parameters: dict[str, Any], shown: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: dict[str, str] = {}
+
+    def display(thing: Any, display_id: str | None = None) -> None:
+        shown.append(thing)
+        if display_id is not None:
+            placed[display_id] = thing.data
+
+    def update(thing: Any, *, display_id: str) -> None:
+        assert display_id in placed, "only what stands there can be replaced"
+        placed[display_id] = thing.data
+
+    monkeypatch.setattr(notebook, "display", display)
+    monkeypatch.setattr(notebook, "update_display", update)
+    here = open_notebook(parameters)
+    [before] = placed.values()
+    assert before == "*What came out stands here once the notebook has run.*"
+    here.found("DeeBERT wins by 0.010.", "A coin does not.")
+    [at_the_top] = placed.values()
+    assert at_the_top == shown[-1].data == "**What came out**\n\n- DeeBERT wins by 0.010.\n- A coin does not."
+
+
+def trained_run(folder: Path, gate: list[tuple[int, float, float, bool]] | None) -> Run:
+    """A run of two phases with a gate of (layer, exit, probe, learned), or without probes."""
+    folder.mkdir()
+    run = Run(folder, pabee.METHOD, Setting(), pabee.METHOD.options)
+    history = {"steps": [10, 10, 5], "seconds": [1.2, 1.2, 0.3], "loss": [0.9, 0.5, 0.25]}
+    run.__dict__["history"] = pd.DataFrame(history)
+    if gate is not None:
+        (folder / "evidence-probe-dev.safetensors").touch()
+        run.__dict__["learned"] = pd.DataFrame(gate, columns=["layer", "exit", "probe", "learned"])
+    return run
+
+
+def test_the_gate_is_shown_for_every_checkpoint_and_names_who_has_not_learned(
+    parameters: dict[str, Any], shown: list[Any], tmp_path: Path
+) -> None:
+    good = trained_run(tmp_path / "good", [(1, 0.7, 0.705, True), (2, 0.8, 0.7, True)])
+    bad = trained_run(tmp_path / "bad", [(1, 0.6, 0.7, False), (2, 0.8, 0.81, True), (4, 0.5, 0.9, False)])
+    here = open_notebook(parameters)
+    unfit = here.trained({"PABEE": good, "BADGE": bad, "one exit": trained_run(tmp_path / "single", None)})
+    assert unfit == {"BADGE": "BADGE has not learned what its vectors can tell at layer 1, 4"}
+    table, said = shown[-2:]
+    assert table.index.tolist() == ["PABEE", "BADGE", "one exit"]
+    assert table.loc["PABEE"].tolist() == [25, 3, "0.250", "0.700", "0.800", ""]
+    assert table.loc["BADGE"].tolist() == [25, 3, "0.250", "0.600 ✗ (0.700)", "0.800", "0.500 ✗ (0.900)"]
+    assert table.loc["one exit"].tolist() == [25, 3, "0.250", "", "", ""]
+    assert table.columns.tolist() == ["steps", "seconds", "last loss", "exit 1", "exit 2", "exit 4"]
+    assert said.data.endswith(f": {unfit['BADGE']}.")
+    assert here.trained({"PABEE": good}) == {}
+    assert shown[-1].data.endswith(": every exit has learned what a linear probe finds in its own vector.")
 
 
 def test_a_figure_without_a_name_is_shown_and_not_kept(

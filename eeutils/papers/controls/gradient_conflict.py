@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eeutils.data.samples import Batch
+from eeutils.data.samples import Batch, Samples
 from eeutils.models.exits import MultiExitModel
 from eeutils.training.loop import answer_loss
 
@@ -40,3 +40,25 @@ def cosines(products: Float[Tensor, "*shape blocks stages stages"]) -> Float[Ten
     # The squared norm of gradient i over the blocks that gradient j reaches.
     squared = torch.einsum("...ki,...kj->...ij", norms, (norms > 0).to(norms.dtype))
     return products.sum(dim=-3) / (squared * squared.mT).sqrt()
+
+
+def on_batches(
+    model: MultiExitModel, samples: Samples, batches: int, batch_size: int = 32, seed: int = 0
+) -> Float[Tensor, "batches blocks stages stages"]:
+    """`gradient_products` on some batches of samples, drawn at random: the same ones for every model."""
+    device = next(model.parameters()).device
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+    drawn = [samples.batch(rows.tolist()).to(device) for rows in order.split(batch_size)[:batches]]
+    return torch.stack([gradient_products(model, batch) for batch in drawn])
+
+
+def pairs_of(cosines: Float[Tensor, "batches stages stages"]) -> Float[Tensor, "batches pairs"]:
+    """The cosines of all pairs of different exits, each pair once."""
+    first, second = torch.triu_indices(cosines.shape[-1], cosines.shape[-1], offset=1)
+    return cosines[:, first, second]
+
+
+def opposed(pairs: Float[Tensor, "batches pairs"]) -> float:
+    """The share of pairs in conflict; NaN where there is no pair."""
+    known = pairs[pairs.isfinite()]
+    return (known < 0).double().mean().item()
