@@ -44,8 +44,10 @@ class Baselines:
 
     @cached_property
     def blind(self) -> pd.DataFrame:
-        """The best blind policy of all three checkpoints, on test."""
-        runs = (self.deebert, self.pabee, self.linear)
+        """The best blind policy of all three checkpoints and the k-layer models, on test."""
+        setting, depths = self.pabee.setting, self.separate.layers
+        shallow = [load_or_train(finetuned.METHOD, setting, layers=int(layers)) for layers in depths]
+        runs = (self.deebert, self.pabee, self.linear, *shallow)
         return tradeoff.blind_curve([(run.dev, run.test) for run in runs], self.pabee.metric)
 
     @cached_property

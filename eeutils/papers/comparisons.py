@@ -57,7 +57,9 @@ COMPARISONS = (
 """In the order of the ledger's papers."""
 
 
-ABOUT_TREATMENTS = frozenset(["B1a", "B1b", "B2", "B3", "C3b", "C4a", "C4b", "E1a", "E2", "E3", "E6", "K1", "K2", "K3", "V1", "V3"])
+ABOUT_TREATMENTS = frozenset(
+    [*("B1a", "B1b", "B2", "B3", "C3b", "C4a", "C4b", "E1a", "E2", "E3", "E6"), *("K1", "K2", "K3", "V1", "V3")]
+)
 """Claims that say what an idea does to a model: not testable where it did nothing. The others are about rules, or about
 models whatever became of the idea."""
 
