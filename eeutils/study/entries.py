@@ -67,6 +67,7 @@ class Entry:
             threshold is as good.
         reads: the evidence that is judged, from what was recorded.
         tuned: the rule of one run, where a number in it is chosen on that run's dev.
+        blind: whether its stages look at no sample, so that a blind policy may be made of them.
     """
 
     label: str
@@ -77,6 +78,7 @@ class Entry:
     trained_for: float | None = None
     reads: Callable[[Evidence], Evidence] = lambda evidence: evidence
     tuned: Callable[[Run], Rule] | None = None
+    blind: bool = True
 
 
 def _one(method: Method, *, times: dict[str, float] | None = None, **options: Any) -> Callable[[Budget], list[Wanted]]:
@@ -140,8 +142,9 @@ ENTRIES = (
     _as_published(badge.METHOD),
     _as_published(cascadebert.METHOD, wanted=_cascade()),
     _as_published(de3bert.METHOD, tuned=second_indicator.tuned),
-    Entry(consistentee.METHOD.title, _policies(), fixed(), trained_for=_OPERATING),
-    Entry(hashee.METHOD.title, _schedules, fixed(), regression=True),
+    # A policy looks at the sample, a schedule at its words.
+    Entry(consistentee.METHOD.title, _policies(), fixed(), trained_for=_OPERATING, blind=False),
+    Entry(hashee.METHOD.title, _schedules, fixed(), regression=True, blind=False),
     _as_published(ensemble.METHOD, wanted=_ensemble),
     Entry(PABEE_ENTROPY, _one(pabee.METHOD), entropy(), BASELINE),
     Entry(LINEAR, _one(deebert.METHOD, poolers="none"), entropy(), BASELINE),

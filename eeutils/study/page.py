@@ -343,7 +343,7 @@ def verdict_counts(verdicts: pd.Series) -> pd.DataFrame:
     ledger = claims.ledger()
     kinds = {claims.RECALLED: "recalled, unverified [M]", "[O]": "our own controls [O]"}
     kind = [kinds.get(ledger[claim].source, "from a source") for claim in verdicts.index]
-    counts = pd.crosstab(pd.Index(kind, name="claims"), verdicts.to_numpy(), colnames=["verdict"])
+    counts = pd.crosstab(pd.Index(kind), verdicts.to_numpy()).rename_axis(index="claims", columns=None)
     order = [*claims.VERDICTS, NOT_RUN]
     return counts.reindex(columns=[name for name in order if name in counts])
 

@@ -200,7 +200,7 @@ def _compared(results: Results, readings: dict[str, dict[int, Reading]], speedup
     # The best that one can do with the same answer for everybody: the most frequent class; all numbers do alike.
     answers = labels[:1] if some.test.regression else np.unique(labels)
     same_answer = max(float(metric(np.full_like(labels, answer), labels)) for answer in answers)
-    everybody = [result for result in _each(results) if result.entry.kind not in (CONTROL, HEADROOM)]
+    everybody = [each for each in _each(results) if each.entry.blind and each.entry.kind not in (CONTROL, HEADROOM)]
     blind = _blind(everybody, speedup, axis)
     for label, by_seed in readings.items():
         one_each = list(by_seed.values())
