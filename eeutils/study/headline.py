@@ -51,7 +51,7 @@ def headline_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
     table.columns = [f"{page.title_of(task)} ({page.metric_name(task)})" for task in table.columns]
     seeds = sorted(rows.groupby("task").seeds.max().unique())
     facts = (
-        f"Scores at {speedup:g}x in FLOPs, mean over {' or '.join(map(str, seeds))} seeds, profile "
+        f"Scores at {speedup:g}x in FLOPs, {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}, profile "
         f"{rows.profile.iloc[0]}, {rows.backbone.iloc[0]}. Bold: the highest of a task. ↑ ↓: above or below the best "
         "blind policy, which looks at no sample, by more than a 95% interval. Empty: out of reach, or without a "
         "meaning there. "

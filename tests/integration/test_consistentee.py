@@ -131,6 +131,8 @@ def test_probability_and_logit_of_a_policy_agree(model) -> None:
 def test_from_memorized_layers_to_the_runtime(setting: Setting) -> None:
     run = load_or_train(METHOD, setting, progress=False, speed_weight=0.02)
     assert run.history.phase.tolist() == ["policy"] * setting.epochs + ["policy and model"]
+    first = load_or_train(pabee.METHOD, setting, progress=False)
+    assert run.history[run.history.phase == "policy"].steps.sum() == first.history.steps.sum()
     rule = METHOD.rules["policy"]
     for threshold in (consistentee.OPERATING_POINT, tradeoff.threshold_for_speedup(run.dev, rule, 1.5)):
         simulated = tradeoff.decide(run.test, rule, threshold)
@@ -161,7 +163,6 @@ def test_cross_fitted_memorized_layers_come_from_models_that_did_not_see_the_sam
     assert [name.split("-")[:2] for name in folders] == [[f"folds={consistentee.FOLDS}", "pabee"]]
 
 
-@pytest.mark.usefixtures("tiny_tasks")
 @pytest.mark.usefixtures("tiny_tasks")
 def test_in_phase_2_nothing_but_the_policies_changes(setting: Setting) -> None:
     alone = replace(METHOD, name="alone", phases=lambda options: consistentee.phases(options)[:1])

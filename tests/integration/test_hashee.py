@@ -256,6 +256,38 @@ def test_another_schedule_does_not_switch_dropout_on() -> None:
 
 
 @pytest.mark.usefixtures("tiny_tasks")
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_the_encoder_ends_at_the_last_bucket_and_is_measured_against_the_whole(setting: Setting, last: int) -> None:
+    short, whole = (
+        hashee.build(setting, 2, hashee.METHOD.with_options(last=last, truncated=cut)).eval() for cut in (True, False)
+    )
+    assert (short.backbone.depth, whole.backbone.depth) == (last, DEPTH)
+    assert short.schedule.depth == last
+    samples = tiny_samples(12)
+    ours, theirs = record(short, samples), record(whole, samples)
+    for kind in ("layers", "flops"):
+        assert torch.equal(ours.reference[kind], theirs.reference[kind])
+    plain = record(finetuned.build(setting, 2, finetuned.METHOD.options).eval(), samples)
+    assert torch.equal(ours.reference["flops"], plain.cost["flops"][-1])
+    # Two special tokens run to the top, of what there is; the others run the same layers in both.
+    assert (ours.cost["layers"] <= last).all()
+    lengths = samples.lengths.double()
+    torch.testing.assert_close((theirs.cost["layers"] - ours.cost["layers"])[0], 2 * (DEPTH - last) / lengths)
+    assert (ours.cost["flops"] < theirs.cost["flops"]).all()
+    # Under another schedule it is measured as before.
+    under = record(short.under(short.schedule.window(1, 1)), samples)
+    assert torch.equal(under.reference["flops"], ours.reference["flops"])
+    if last == 1:
+        assert torch.equal(under.cost["flops"], ours.cost["flops"])
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_a_schedule_to_the_top_cuts_nothing(setting: Setting) -> None:
+    for options in ({}, {"last": DEPTH}, {"first": 2}):
+        assert hashee.build(setting, 2, hashee.METHOD.with_options(**options)).backbone.depth == DEPTH
+
+
+@pytest.mark.usefixtures("tiny_tasks")
 @pytest.mark.parametrize("task", ["movie", "movie-valence"])
 def test_from_training_to_the_runtime(setting: Setting, task: str) -> None:
     setting = replace(setting, task=task, pool="mean", epochs=6, learning_rate=5e-3)

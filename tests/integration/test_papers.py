@@ -4,6 +4,7 @@ import importlib
 import math
 import pkgutil
 from dataclasses import fields, replace
+from types import ModuleType
 from typing import Literal, get_origin, get_type_hints
 
 import pytest
@@ -15,10 +16,12 @@ from eeutils.data.samples import Batch
 from eeutils.errors import InputError
 from eeutils.exiting import rules, tradeoff
 from eeutils.exiting.rules import Rule
+from eeutils.models.exits import Pooler
 from eeutils.models.runtime import Runtime
 from eeutils.papers import badge, cascadebert, consistentee, deebert, ensemble, finetuned, pabee
+from eeutils.papers.baselines import LINEAR, load_baselines
 from eeutils.training.loop import Phase
-from eeutils.training.method import Method
+from eeutils.training.method import Method, Options
 from eeutils.training.runs import load_or_train
 from eeutils.training.settings import Setting
 from tests.helpers import answers_of
@@ -103,6 +106,46 @@ def test_deebert_s_second_stage_trains_the_early_off_ramps_alone(setting: Settin
     assert deebert.METHOD.starts_from is finetuned.METHOD
 
 
+@pytest.mark.parametrize("paper", [deebert, pabee], ids=lambda paper: paper.METHOD.name)
+@pytest.mark.parametrize(("poolers", "different"), [("own", 3), ("shared", 1), ("none", 0)])
+def test_the_early_exits_have_a_pooler_each_one_for_all_or_none(
+    setting: Setting, paper: ModuleType, poolers: str, different: int
+) -> None:
+    model = paper.build(setting, 2, paper.METHOD.with_options(poolers=poolers))
+    early = [model.exits[layer].pooler for layer in ("1", "2", "3")]
+    assert len({id(pooler) for pooler in early if isinstance(pooler, Pooler)}) == different
+    last = model.exits["4"].pooler
+    if paper is deebert:
+        # The plain model's head, whatever the early ones are.
+        assert isinstance(last, Pooler)
+        assert last not in early
+    else:
+        assert isinstance(last, Pooler) == (poolers != "none")
+        assert (last in early) == (poolers == "shared")
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_without_poolers_deebert_is_linear_exits_on_the_frozen_plain_model(setting: Setting) -> None:
+    setting = replace(setting, pool="mean")
+    run = load_or_train(deebert.METHOD, setting, progress=False, poolers="none")
+    plain = load_or_train(finetuned.METHOD, setting, progress=False)
+    model, samples = run.model(), run.samples("test")
+    encoder = plain.model().backbone.model
+    ids, mask, types = samples.batch(range(len(samples))).inputs
+    with torch.inference_mode():
+        # What Hugging Face's own model says of every layer, embeddings first.
+        states = encoder(ids, mask, types, output_hidden_states=True).hidden_states[1:]
+        means = [(state * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True) for state in states]
+        for layer, mean in enumerate(means[:3], start=1):
+            linear = model.exits[str(layer)].classifier(mean)
+            torch.testing.assert_close(linear, run.test.logits[layer - 1], atol=1e-4, rtol=1e-4)
+    assert torch.equal(run.test.logits[-1], plain.test.logits[-1])
+    # Without a pooler an exit costs one linear map: two FLOPs a weight.
+    own = load_or_train(deebert.METHOD, setting, progress=False)
+    saved = own.test.cost["flops"] - run.test.cost["flops"]
+    assert saved[:, 0].tolist() == [2 * 16 * 16 * stage for stage in (1, 2, 3, 3)]
+
+
 def test_the_plain_model_s_loss_is_that_of_the_last_answer(setting: Setting) -> None:
     logits = torch.randn(3, 2, 2)
     loss = finetuned.last_exit_loss(MODEL, answers_of(logits), batch_of([1, 0]))
@@ -166,6 +209,28 @@ def test_options_say_what_they_cannot_be() -> None:
     assert badge.METHOD.with_options().changed() == {}
 
 
-def test_a_method_without_options_says_so() -> None:
+def test_an_option_of_another_paper_is_refused_with_one_s_own_or_told_that_there_is_none() -> None:
     with pytest.raises(InputError, match="unknown option of pabee 'wiring'; choose one of: poolers"):
         pabee.METHOD.with_options(wiring="parallel")
+    with pytest.raises(InputError, match="pabee has no options; got 'wiring'"):
+        replace(pabee.METHOD, options=Options()).with_options(wiring="parallel")
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_baselines_are_three_checkpoints_in_their_bands_and_the_best_blind_policy_of_all(setting: Setting) -> None:
+    base = load_baselines(setting, "smoke")
+    assert (base.linear.options.poolers, base.deebert.options.poolers) == ("none", "own")
+    assert list(base.curves) == list(base.rules) == ["DeeBERT (entropy)", "PABEE (patience)", LINEAR]
+    for name, curve in base.curves.items():
+        run, rule = base.rules[name]
+        assert curve.score.tolist() == tradeoff.sweep(run.test, rule, run.metric, points=24).score.tolist()
+        assert ((curve.low <= curve.score) & (curve.score <= curve.high)).all()
+    assert list(base.fixed) == ["DeeBERT", "PABEE"]
+    assert base.separate.layers.tolist() == [2], "half of four layers"
+    # As fast as the cheapest exit of all, the one without a pooler, and at each speed what dev prefers.
+    fastest = tradeoff.fixed_exits(base.linear.test, base.linear.metric).flops_speedup.iloc[0]
+    assert base.blind.flops_speedup.iloc[0] == pytest.approx(fastest)
+    runs = (base.deebert, base.pabee, base.linear)
+    for row in (base.blind.iloc[0], base.blind.iloc[12]):
+        reading = tradeoff.blind_policy([(run.dev, run.test) for run in runs], row.flops_speedup, base.pabee.metric)
+        assert row.score == reading.score(base.pabee.metric, base.pabee.test.labels.numpy())

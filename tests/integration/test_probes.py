@@ -9,12 +9,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from eeutils.errors import InputError
+from eeutils.exiting.evidence import Evidence
 from eeutils.models.record import record_features
-from eeutils.papers import cascadebert, hashee, pabee
+from eeutils.papers import cascadebert, finetuned, hashee, pabee
 from eeutils.training import runs
 from eeutils.training.probes import learned_exits
 from eeutils.training.runs import Run, load_or_train
 from eeutils.training.settings import Setting
+from tests.helpers import accuracy, make_evidence
 
 pytestmark = pytest.mark.usefixtures("tiny_tasks")
 
@@ -91,3 +93,45 @@ def test_a_model_without_exits_is_refused(setting: Setting, method: object) -> N
     run = load_or_train(method, replace(setting, epochs=1), progress=False, **options)
     with pytest.raises(InputError, match=r"probes read the vectors of exits on one encoder, and .* has none"):
         _ = run.learned
+
+
+def test_a_single_exit_has_no_other_to_be_told_from_and_gets_no_probe(setting: Setting) -> None:
+    run = load_or_train(finetuned.METHOD, replace(setting, epochs=1), progress=False)
+    assert not run.has_probes
+    assert not list(run.directory.glob("evidence-probe-*"))
+
+
+def with_gap(labels: int, better: int, exits: int = 4) -> tuple[Evidence, Evidence]:
+    """Exits that are right on nine of ten samples, and probes that are right on `better` more of them."""
+    said = torch.ones(exits, labels, dtype=torch.long)
+    said[:, : labels // 10] = 0
+    probed = said.clone()
+    probed[:, :better] = 1
+    return tuple(
+        make_evidence(torch.nn.functional.one_hot(answers, 2).float(), [1] * labels) for answers in (said, probed)
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "better", "learned"),
+    [
+        (1000, 0, True),
+        (1000, 9, True),  # a point below is as good
+        (1000, 30, False),  # three points and an interval of one and a half
+        (100, 4, True),  # four points of a hundred samples may be chance
+        (100, 10, False),
+    ],
+)
+def test_an_exit_may_be_a_point_below_its_probe_or_what_the_samples_cannot_tell(
+    labels: int, better: int, learned: bool
+) -> None:
+    gate = learned_exits(*with_gap(labels, better), accuracy)
+    assert gate.gap.tolist() == pytest.approx([-better / labels] * 4)
+    assert gate.learned.tolist() == [learned] * 4
+    assert learned_exits(*reversed(with_gap(labels, better)), accuracy).learned.all(), "better than the probe is fine"
+
+
+def test_the_more_exits_are_asked_the_wider_is_each_interval() -> None:
+    one, twelve = (learned_exits(*with_gap(300, 6, exits), accuracy).iloc[0] for exits in (1, 12))
+    # Bonferroni: the 2.5th percentile for one exit, the 0.2nd for twelve; 1.96 and 2.87 deviations of a normal.
+    assert (twelve.high - twelve.low) / (one.high - one.low) == pytest.approx(2.87 / 1.96, rel=0.15)

@@ -32,6 +32,27 @@ def test_a_bottleneck_by_hand() -> None:
     assert bottleneck(torch.tensor([[3.0, 1.0]])).tolist()[0] == pytest.approx([0.5 * 2 * narrow, 0.5 * -4 * narrow])
 
 
+@pytest.mark.parametrize("scale", [4.0, 16.0])
+def test_the_scale_is_a_learning_rate_of_the_bypass_s_own(scale: float) -> None:
+    # One step of Adam moves every weight by the same, whatever the size of its gradient: what is added grows with s.
+    outputs, x = [], torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    for of in (1.0, scale):
+        torch.manual_seed(1)
+        bottleneck = badge.Bottleneck(6, 3, of)
+        optimizer = torch.optim.Adam(bottleneck.parameters(), lr=1e-2)
+        bottleneck(x).square().sub(bottleneck(x)).sum().backward()
+        optimizer.step()
+        outputs.append(bottleneck(x).detach())
+    torch.testing.assert_close(outputs[1], scale * outputs[0], rtol=1e-4, atol=1e-6)
+    assert outputs[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
+def test_a_scale_that_leaves_no_bypass_is_refused(scale: float) -> None:
+    with pytest.raises(InputError, match=r"scale of a bypass is above 0; got .*; use wiring='none'"):
+        badge.METHOD.with_options(scale=scale)
+
+
 @pytest.mark.parametrize("rank", [0, -3])
 def test_a_rank_below_1_is_refused(rank: int) -> None:
     with pytest.raises(InputError, match=f"rank of 1 or more; got {rank}; use wiring='none'"):

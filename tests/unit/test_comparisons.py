@@ -11,7 +11,7 @@ import torch
 
 from eeutils.errors import InputError
 from eeutils.exiting import rules
-from eeutils.exiting.claims import NOT_TESTABLE, PARTLY, REPRODUCED, ledger
+from eeutils.exiting.claims import MIXED, NOT_TESTABLE, REPRODUCED, ledger
 from eeutils.exiting.comparisons import (
     Comparison,
     Side,
@@ -19,6 +19,7 @@ from eeutils.exiting.comparisons import (
     at_equal_cost,
     evaluate,
     mean_over_exits,
+    over_blind,
     verdict,
 )
 from eeutils.exiting.evidence import Evidence
@@ -204,7 +205,7 @@ def test_a_verdict_is_by_all_that_was_compared_for_the_claim_and_tells_where() -
     assert over.ours == "; ".join(str(each.interval) for each in compared[:2])
     assert over.note == "two layers; ours at 1x and 2x minus theirs"
     halves = verdict("D1", [compared[0], replace(compared[2], comparison=OVER_THEIRS)])
-    assert halves.outcome == PARTLY
+    assert halves.outcome == MIXED
 
 
 @pytest.mark.parametrize(("note", "wanted"), [("quick", "quick; the curves"), ("", "the curves")])
@@ -227,7 +228,7 @@ def test_what_papers_claim_is_in_the_ledger_and_about_that_paper_s_own_curve() -
     }
     controls = {
         getattr(papers_comparisons, name)
-        for name in ("PLAIN", "ALL_EXITS", "CONSTANT", "UNREGULARISED", "NO_TERM", "SUM")
+        for name in ("PLAIN", "ALL_EXITS", "CONSTANT", "UNREGULARISED", "NO_TERM", "SUM", "PROTOTYPES")
     }
     for comparison in COMPARISONS:
         assert comparison.ours.name.startswith(titles[claims[comparison.claim].paper]), comparison
@@ -237,11 +238,64 @@ def test_what_papers_claim_is_in_the_ledger_and_about_that_paper_s_own_curve() -
                 side.rule.check(1 if comparison.regression else 2)
 
 
+PABEE = importlib.import_module("eeutils.papers.pabee").METHOD.title
+
+
 def test_a_claim_is_judged_by_its_own_comparisons() -> None:
-    # PABEE by patience against itself by entropy: with two layers nobody has patience at 2x, and at 1.25x and 1.5x the
-    # same samples cost the same.
-    title = importlib.import_module("eeutils.papers.pabee").METHOD.title
-    outcome = judged("P2", {title: (OURS, rules.entropy())}, accuracy, "by entropy both")
+    # PABEE by patience against itself by entropy: read by entropy both, the same samples leave; two layers with their
+    # heads are no 2x in FLOPs.
+    outcome = judged("P2", {PABEE: (OURS, rules.entropy())}, accuracy, "by entropy both")
     assert outcome.claim == ledger()["P2"]
-    assert outcome.note.startswith("by entropy both; PABEE at 1.25x and 1.5x and 2x minus PABEE by entropy")
+    assert outcome.note.startswith("by entropy both; PABEE at 1.25x and 1.5x minus PABEE by entropy")
     assert set(outcome.ours.split("; ")) == {"0.000 [0.000, 0.000]"}
+
+
+@pytest.mark.parametrize("name", ["PABEE", "plain model"])
+def test_a_claim_about_a_curve_that_is_unfit_is_not_testable_whichever_side_it_is(name: str) -> None:
+    curves = {PABEE: (OURS, rules.fixed()), "plain model": (right_at(every(3), layers=(2,)), rules.fixed())}
+    assert judged("P1", curves, accuracy).outcome != NOT_TESTABLE
+    refused = judged("P1", curves, accuracy, "two layers", unfit={name: "layer 1 has not learned", "BADGE": "no"})
+    assert (refused.outcome, refused.note, refused.ours) == (NOT_TESTABLE, "layer 1 has not learned", "")
+    kept = judged("P1", curves, accuracy, unfit={"BADGE": "another one's affair"})
+    assert kept == judged("P1", curves, accuracy)
+
+
+def blind_of(*stages: list[int], dev: list[list[int]]) -> tuple[Evidence, Evidence]:
+    """A checkpoint: what its stages get right of dev, which alone chooses, and of the samples that are asked about."""
+    return right_at(*dev), right_at(*stages)
+
+
+by_layers_over_blind = partial(over_blind, metric=accuracy, axis="layers", resamples=200)
+
+
+def test_over_blind_is_the_distance_to_the_stage_that_dev_prefers_by_hand() -> None:
+    curve = (OURS, rules.fixed())
+    # At 2x the first stage of either: dev prefers that of the second checkpoint, which test does not.
+    first = blind_of(every(2), every(1), dev=[every(6), every(6)])
+    second = blind_of(every(5), every(1), dev=[every(4), every(6)])
+    interval = by_layers_over_blind(curve, [[first, second]], 2.0)
+    assert interval.estimate == pytest.approx(1 / 2 - 1 / 5)
+    assert_same(interval, of_mean(is_right(every(2)) - is_right(every(5))))
+    # Against itself alone, nothing is gained: these are the very answers.
+    own = by_layers_over_blind(curve, [[first]], 2.0)
+    assert (own.estimate, own.low, own.high) == (0, 0, 0)
+
+
+def test_over_blind_a_mixture_costs_as_much_and_counts_by_its_shares() -> None:
+    # At 4/3 half of the samples through each stage, as dev has the second stage ahead of the first.
+    checkpoint = blind_of(every(5), every(3), dev=[every(6), every(2)])
+    interval = by_layers_over_blind((OURS, rules.fixed()), [[checkpoint]], 4 / 3)
+    assert interval.estimate == pytest.approx(3 / 4 - (1 / 5 + 1 / 3) / 2)
+    differences = (is_right(every(2)) + 1) / 2 - (is_right(every(5)) + is_right(every(3))) / 2
+    assert_same(interval, of_mean(differences))
+
+
+def test_over_blind_needs_both_sides_to_be_that_fast_and_the_same_samples() -> None:
+    shallow, deep = blind_of(every(2), every(1), dev=[every(2), every(1)]), (right_at(every(3), layers=(2,)),) * 2
+    curve, plain = (OURS, rules.fixed()), (deep[1], rules.fixed())
+    assert by_layers_over_blind(plain, [[shallow]], 2.0) is None
+    assert by_layers_over_blind(curve, [[deep]], 2.0) is None
+    assert by_layers_over_blind([curve, curve], [[shallow], [deep]], 2.0) is None
+    assert by_layers_over_blind([curve, curve], [[shallow], [shallow]], 2.0).seeds == 2
+    with pytest.raises(InputError, match="same labelled samples, in the same order"):
+        by_layers_over_blind(curve, [[(shallow[0], replace(THEIRS, ids=THEIRS.ids.flip(0)))]], 2.0)

@@ -6,9 +6,18 @@ import torch
 from scipy import stats
 
 from eeutils.errors import InputError
-from eeutils.exiting.intervals import Interval, bootstrap, difference_interval, equal_cost_difference, score_interval
-from eeutils.exiting.tradeoff import Reading
-from tests.helpers import accuracy
+from eeutils.exiting import rules
+from eeutils.exiting.intervals import (
+    Interval,
+    area_difference,
+    bootstrap,
+    difference_interval,
+    equal_cost_difference,
+    score_interval,
+    with_band,
+)
+from eeutils.exiting.tradeoff import Reading, area, sweep
+from tests.helpers import accuracy, make_evidence, random_evidence
 
 GENERATOR = np.random.default_rng(0)
 LABELS = GENERATOR.integers(2, size=400)
@@ -37,6 +46,48 @@ def test_several_seeds_widen_the_interval_when_they_differ() -> None:
     assert narrow.estimate == pytest.approx(accuracy(alike[0], LABELS))
     assert wide.estimate == pytest.approx(np.mean([accuracy(one, LABELS) for one in unlike]))
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_seeds_that_agree_exactly_leave_the_normal_interval_of_the_samples() -> None:
+    predictions = right_with(0.8, np.random.default_rng(7))
+    ours = score_interval(accuracy, [predictions] * 3, LABELS, resamples=2000)
+    theirs = stats.bootstrap(
+        (predictions == LABELS,), np.mean, vectorized=True, n_resamples=2000, rng=1, method="percentile"
+    )
+    half = stats.norm.ppf(0.975) * theirs.standard_error
+    assert (ours.high - ours.estimate, ours.estimate - ours.low) == pytest.approx((half, half), rel=0.08)
+    assert (ours.units, ours.seeds) == (400, 3)
+
+
+def test_samples_that_do_not_matter_leave_student_s_interval_of_the_seeds() -> None:
+    values = [0.61, 0.7, 0.75, 0.82]
+    ours = bootstrap(lambda seed, rows: values[seed], 100, 4, resamples=50, level=0.9)
+    theirs = stats.t.interval(0.9, 3, np.mean(values), stats.sem(values))
+    assert (ours.low, ours.high) == pytest.approx(theirs)
+
+
+def drawn_seeds(values: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
+    """The percentile bootstrap that draws seeds, too, with replacement: what the interval is not."""
+    seeds, samples = values.shape
+    means = [
+        values[generator.integers(seeds, size=seeds)][:, generator.integers(samples, size=samples)].mean()
+        for _ in range(200)
+    ]
+    return tuple(np.quantile(means, [0.025, 0.975]))
+
+
+def test_with_few_seeds_the_interval_still_holds_the_truth_as_often_as_it_says() -> None:
+    # Five seeds around a truth of 0, on samples that are easy or hard for all of them alike.
+    generator, ours, naive, trials = np.random.default_rng(8), 0, 0, 300
+    for _ in range(trials):
+        values = generator.normal(0, 0.06, (5, 1)) + generator.normal(0, 0.1, 100) + generator.normal(0, 0.1, (5, 100))
+        interval = bootstrap(lambda seed, rows, values=values: values[seed, rows].mean(), 100, 5, resamples=100)
+        ours += interval.low <= 0 <= interval.high
+        low, high = drawn_seeds(values, generator)
+        naive += low <= 0 <= high
+    assert ours / trials >= 0.92
+    assert naive / trials < 0.9
+    assert (ours - naive) / trials > 0.04
 
 
 def test_a_paired_difference_is_narrower_than_an_unpaired_one() -> None:
@@ -191,3 +242,38 @@ def test_an_equal_cost_difference_pairs_samples_and_mixes_both_thresholds() -> N
     assert difference.high - difference.low == pytest.approx(2 * 1.96 * 0.025, rel=0.2)
     with pytest.raises(InputError, match="same seeds"):
         equal_cost_difference(accuracy, [ours, ours], [theirs], labels)
+
+
+def test_a_band_is_the_interval_of_each_point_of_the_curve() -> None:
+    evidence = random_evidence(1, 4, 60, 2)
+    curve = with_band(evidence, rules.entropy(), accuracy, points=6, resamples=100)
+    plain = sweep(evidence, rules.entropy(), accuracy, points=6)
+    assert curve.drop(columns=["low", "high"]).equals(plain)
+    assert 4 <= len(curve) <= 7
+    labels = evidence.labels.numpy()
+    for row, stage in ((curve.iloc[-1], 3), (with_band(evidence, rules.fixed(), accuracy, resamples=100).iloc[1], 1)):
+        alone = score_interval(accuracy, [evidence.predictions[stage].numpy()], labels, resamples=100)
+        assert (row.score, row.low, row.high) == pytest.approx((alone.estimate, alone.low, alone.high))
+    assert ((curve.low < curve.score) & (curve.score < curve.high)).all()
+
+
+def test_the_difference_of_two_areas_by_hand_paired_over_samples() -> None:
+    # Two stages, read by fixed exits: the area from the first one's cost to 1 is the mean of both scores.
+    generator = np.random.default_rng(9)
+    right = torch.tensor(generator.random((2, 2, 40)) < 0.6).float()
+    cost = torch.tensor([[10.0], [20.0]]).expand(2, 40)
+    ours, theirs = (
+        make_evidence(torch.stack([1 - side, side], dim=-1), [1] * 40, cost=cost, reference_layers=2) for side in right
+    )
+    ours, theirs = ((side, rules.fixed()) for side in (ours, theirs))
+    low = 10 / 21
+    gap = area_difference(accuracy, ours, theirs, low, resamples=100)
+    # Beyond the dearest point, at 20 of 21, a curve stays level.
+    weights = (np.array([0.5, 0.5]) * (20 - 10) + np.array([0, 1]) * (21 - 20)) / (21 - 10)
+    each = np.tensordot(weights, right[0].numpy() - right[1].numpy(), 1)
+    alone = bootstrap(lambda _, rows: each[rows].mean(), 40, resamples=100)
+    assert (gap.estimate, gap.low, gap.high) == pytest.approx((alone.estimate, alone.low, alone.high))
+    curves = [area(sweep(*side, accuracy), low=low) for side in (ours, theirs)]
+    assert gap.estimate == pytest.approx(curves[0] - curves[1])
+    same = area_difference(accuracy, ours, ours, low, resamples=20)
+    assert (same.estimate, same.low, same.high) == (0, 0, 0)

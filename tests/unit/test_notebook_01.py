@@ -14,10 +14,10 @@ from eeutils.exiting import rules
 from eeutils.exiting.evidence import Evidence
 from eeutils.exiting.intervals import Interval
 from eeutils.papers import pabee
-from eeutils.papers.controls.in_words import better, told, worse
 from eeutils.papers.controls.noise import Side, characters, words
 from eeutils.papers.controls.time_saved import PLAIN, Clocked
 from eeutils.papers.controls.two_baselines import bend, on_one_scale, spoiled_and_mended
+from eeutils.reporting.wording import better, told, worse
 from eeutils.training.runs import Run
 from eeutils.training.settings import Setting
 

@@ -191,6 +191,66 @@ def test_a_trade_off_draws_the_baselines_in_grey() -> None:
     assert is_grey(star.get_facecolor()[0][:3])
 
 
+@pytest.mark.parametrize(("axis", "column", "label"), AXES)
+def test_a_curve_with_a_band_is_drawn_in_it(axis: str, column: str, label: str) -> None:
+    banded = CURVE.assign(low=CURVE.score - 0.02, high=CURVE.score + 0.03)
+    curves = {"plain": CURVE, "banded": banded.iloc[[1, 0, 2]], "aside": banded, "broken": banded}
+    # Many bands are none: what steps back and what is dashed has none.
+    axes = plots.tradeoff(curves, metric="f1", axis=axis, grey=["aside"], dashed=["broken"]).axes[0]
+    [band] = axes.collections
+    edges = {tuple(point) for path in band.get_paths() for point in path.vertices.round(9).tolist()}
+    wanted = banded.melt(column, ["low", "high"])[[column, "value"]].round(9)
+    assert set(map(tuple, wanted.to_numpy().tolist())) <= edges
+    assert colors.same_color(band.get_facecolor()[0][:3], named(axes)["banded"].get_color())
+    assert band.get_alpha() < 0.3, "the curve is seen through it"
+
+
+def test_curves_that_step_back_are_grey_and_take_no_colour_from_the_others() -> None:
+    curves = dict.fromkeys(("first", "aside", "second", "away"), CURVE)
+    alone = named(plots.tradeoff({"first": CURVE, "second": CURVE}, metric="f1").axes[0])
+    lines = named(plots.tradeoff(curves, metric="f1", grey=["aside", "away"]).axes[0])
+    assert list(lines) == list(curves)
+    assert [name for name, line in lines.items() if is_grey(line.get_color())] == ["aside", "away"]
+    for name in ("first", "second"):
+        assert lines[name].get_color() == alone[name].get_color()
+        assert lines[name].get_linewidth() > lines["aside"].get_linewidth()
+
+
+@pytest.mark.parametrize(("axis", "column", "label"), AXES)
+def test_the_best_blind_policy_is_a_grey_dashed_line_through_its_points(axis: str, column: str, label: str) -> None:
+    blind = pd.DataFrame({column: [3.0, 2.0, 1.0], "score": [0.6, 0.75, 0.8]})
+    lines = named(plots.tradeoff({"a": CURVE}, metric="f1", axis=axis, blind=blind).axes[0])
+    line = lines["best blind policy"]
+    assert line.get_xydata().tolist() == blind[[column, "score"]].to_numpy().tolist()
+    assert is_grey(line.get_color())
+    assert line.get_linestyle() == "--"
+
+
+@pytest.mark.parametrize(
+    ("score", "speedup", "place"),
+    [
+        (0.80, 2.0, "where it is"),
+        (0.99, 2.0, "above"),
+        (0.80, 9.0, "beyond"),
+        (0.99, 9.0, "above and beyond"),
+    ],
+)
+def test_an_oracle_far_from_the_curves_stands_at_the_edge_with_its_score(
+    score: float, speedup: float, place: str
+) -> None:
+    without = plots.tradeoff({"a": CURVE}, metric="f1").axes[0]
+    oracle = pd.DataFrame({"layer_speedup": [1.0], "flops_speedup": [speedup], "score": [score]})
+    axes = plots.tradeoff({"a": CURVE}, metric="f1", oracle=oracle).axes[0]
+    assert axes.get_xlim() == pytest.approx(without.get_xlim(), abs=0.01)
+    assert axes.get_ylim() == pytest.approx(without.get_ylim())
+    [[x, y]] = axes.collections[0].get_offsets().tolist()
+    assert x == pytest.approx(axes.get_xlim()[1] if "beyond" in place else speedup)
+    assert y == pytest.approx(axes.get_ylim()[1] if "above" in place else score)
+    [told] = [name for name in legend_of(axes) if name.startswith("oracle")]
+    far = "" if place == "where it is" else f", {score:.3f} at {speedup:.1f}x"
+    assert told == f"oracle (needs the labels){far}"
+
+
 def test_a_legend_of_many_names_hides_no_curve() -> None:
     def covered(curves: int) -> bool:
         figure = plots.tradeoff({str(number): CURVE for number in range(curves)}, metric="f1")

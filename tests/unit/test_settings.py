@@ -1,5 +1,6 @@
 """Profiles and parameters: unknown ones fail before anything runs."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -19,27 +20,35 @@ def test_a_profile_gives_a_setting_and_changes_override_it(profile: str) -> None
     assert Setting(**setting.to_dict()) == setting
 
 
-def test_a_small_encoder_takes_a_rate_of_its_own_and_twice_that_on_tasks_that_it_learns_slowly(tmp_path: Path) -> None:
+def test_a_small_encoder_takes_a_rate_of_its_own_and_new_heads_ten_times_that_of_any(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    rates = [
-        Setting.from_profile("quick", task, backbone, 0).learning_rate
+    settings = [
+        Setting.from_profile("quick", task, backbone, 0)
         for task in ("sst2", "mrpc")
         for backbone in ("minilm-l6", str(tmp_path))
     ]
-    assert rates == [1e-4, 2e-5, 2e-4, 2e-5]
+    assert [setting.learning_rate for setting in settings] == [1e-4, 2e-5, 1e-4, 2e-5]
+    assert {setting.head_rate for setting in settings} == {10.0}
 
 
-def test_a_task_that_needs_more_data_gets_it_in_the_profile_that_has_too_little() -> None:
-    for task, size in (("cola", 4000), ("sst2", 6000)):
-        sizes = [Setting.from_profile(profile, task, "minilm-l6", 0).train_size for profile in PROFILES]
-        assert sizes == [PROFILES["smoke"]["train_size"], size, None]
+def test_tasks_that_are_far_from_similarity_get_more_epochs_and_cola_more_samples() -> None:
+    for profile in ("quick", "study"):
+        movie, *far = (
+            Setting.from_profile(profile, task, "minilm-l6", 0) for task in ("movie", "cola", "mrpc", "rte", "stsb")
+        )
+        assert {setting.epochs for setting in far} == {2 * movie.epochs}
+        sizes = [math.inf if setting.train_size is None else setting.train_size for setting in (movie, far[0])]
+        assert sizes[0] < sizes[1], profile
+    assert Setting.from_profile("full", "mrpc", "minilm-l6", 0).epochs == PROFILES["full"]["epochs"]
 
 
 def test_profiles_grow_from_smoke_to_full() -> None:
-    assert list(PROFILES) == ["smoke", "quick", "full"]
+    assert list(PROFILES) == ["smoke", "quick", "study", "full"]
     lengths = [profile["max_length"] for profile in PROFILES.values()]
     assert lengths == sorted(lengths)
-    assert PROFILES["full"]["train_size"] is None
+    sizes = [profile["train_size"] for profile in PROFILES.values()]
+    assert sizes[-1] is None
+    assert sizes[:-1] == sorted(sizes[:-1])
 
 
 @pytest.mark.parametrize(
@@ -47,7 +56,7 @@ def test_profiles_grow_from_smoke_to_full() -> None:
     [
         (
             ("quickk", "movie", "minilm-l6", 0),
-            r"unknown profile 'quickk' \(did you mean 'quick'\?\).*full, quick, smoke",
+            r"unknown profile 'quickk' \(did you mean 'quick'\?\).*full, quick, smoke, study",
         ),
         (("quick", "movies", "minilm-l6", 0), r"unknown task 'movies' \(did you mean 'movie'\?\).*amazon"),
         (("quick", "movie", "minilm", 0), "backbone 'minilm'.*minilm-l6"),
@@ -75,7 +84,7 @@ def test_a_parameter_that_no_notebook_has_is_refused() -> None:
         check_parameters(["seed", "taskk"])
 
 
-@pytest.mark.parametrize("name", ["epochs", "batch_size", "max_length", "early_stopping"])
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "max_length"])
 def test_a_count_below_one_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} must be 1 or more; got 0"):
         Setting(**{name: 0})

@@ -17,7 +17,8 @@ from eeutils.training.runs import metric_of
 
 
 def score_rows(**methods: dict[float, tuple[float, float]]) -> pd.DataFrame:
-    """Scores of a task: method -> speed-up -> (score, high end of its distance to the best)."""
+    """Scores of a task in FLOPs: method -> speed-up -> (score, high end of its distance to the best). A best blind
+    policy has 0.77 everywhere; distances to it are of half a width 0.02."""
     rows = []
     for method, cells in methods.items():
         for speedup, (score, behind) in cells.items():
@@ -27,8 +28,8 @@ def score_rows(**methods: dict[float, tuple[float, float]]) -> pd.DataFrame:
                 {
                     "task": "movie",
                     "method": method.replace("_", " "),
-                    "kind": "method",
-                    "axis": "layers",
+                    "kind": "baseline" if method in ("plain_model", "fixed_exits") else "method",
+                    "axis": "flops",
                     "speedup": speedup,
                     "score": score,
                     "low": score - 0.01,
@@ -36,9 +37,9 @@ def score_rows(**methods: dict[float, tuple[float, float]]) -> pd.DataFrame:
                     "kept": score / 0.8,
                     "blind": 0.5,
                     "seeds": 3,
-                    "over_fixed": 0.03,
-                    "over_fixed_low": 0.01 if best else -0.01,
-                    "over_fixed_high": 0.05,
+                    "over_blind": score - 0.77,
+                    "over_blind_low": score - 0.79,
+                    "over_blind_high": score - 0.75,
                     "profile": "quick",
                     "backbone": "minilm-l6",
                     "commit": "abc",
@@ -46,6 +47,12 @@ def score_rows(**methods: dict[float, tuple[float, float]]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows).reindex(columns=[*page.COLUMNS["scores"], *page.MADE_WITH])
+
+
+def with_plain(scores: pd.DataFrame, plain: float = 0.81, **about: object) -> pd.DataFrame:
+    """Scores and those of a plain model that has learned, in both axes at 1x, with other values of some columns."""
+    full = score_rows(plain_model={1.0: (plain, 0)})
+    return pd.concat([scores, full, full.assign(axis="layers")]).assign(**about)
 
 
 # Demsar, Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 2006, Table 5 (a), alpha = 0.05.
@@ -105,78 +112,114 @@ def test_a_single_point_of_each_seed_is_averaged_in_cost_and_score() -> None:
     assert curve.score.tolist() == pytest.approx([0.85])
 
 
-def test_advice_names_the_best_and_whoever_is_not_told_apart() -> None:
+COSTS = pd.DataFrame(
+    [("movie", "A", 1.0), ("movie", "B", 3.0), ("movie", "C", 0.5), ("mrpc", "A", 9.0), ("mrpc", "B", 2.0)],
+    columns=["task", "method", "times_plain"],
+)
+
+
+def test_what_to_use_is_the_cheapest_of_those_that_are_not_told_apart_from_the_highest() -> None:
+    movie = score_rows(A={2.0: (0.80, 0), 3.0: (0.78, 0)}, B={2.0: (0.79, 0.002)}, C={2.0: (0.70, -0.03)})
+    mrpc = score_rows(A={2.0: (0.80, 0.004)}, B={2.0: (0.81, 0)}).assign(task="mrpc")
+    number = score_rows(C={3.0: (0.8, 0)}).assign(task="stsb")
+    scores = pd.concat([with_plain(movie), with_plain(mrpc, task="mrpc"), with_plain(number, 0.85, task="stsb")])
+    table = page.what_to_use(scores, COSTS)
+    assert table.index.tolist() == ["a class at 2x", "a class at 3x", "a number at 3x"]
+    both = table.loc["a class at 2x"]
+    # C was told apart on movie; of A (1 and 9 times) and B (3 and 2 times) the median of B is the lower.
+    assert both["take"] == "**B**"
+    assert both["to train"] == "2.5 times plain"
+    assert both["not told apart from the highest"] == "A; B"
+    assert both["above the best blind policy by"] == "movie +0.020 [+0.000, +0.040]; mrpc +0.040 [+0.020, +0.060]"
+    # At 3x A stands alone on movie, and nobody reaches it on MRPC.
+    assert table.loc["a class at 3x", ["take", "not told apart from the highest"]].tolist() == ["**A**", "A"]
+    assert table.loc["a number at 3x", ["take", "to train"]].tolist() == ["**C**", ""]
+
+
+def test_nobody_is_recommended_whom_some_task_puts_behind_or_lacks_and_no_control_ever() -> None:
+    movie = score_rows(A={2.0: (0.80, 0)}, B={2.0: (0.79, 0.002)}, D={2.0: (0.9, 0.1)})
+    movie.loc[movie.method == "D", "kind"] = "control"
+    mrpc = score_rows(A={2.0: (0.79, -0.001)}, C={2.0: (0.80, 0)}).assign(task="mrpc")
+    scores = pd.concat([with_plain(movie), with_plain(mrpc, task="mrpc")])
+    assert len(page.what_to_use(scores, COSTS)) == 0, "A is behind on MRPC, B and C stand on one task each"
+    assert page.what_to_use(with_plain(movie), COSTS).loc["a class at 2x", "take"] == "**A**"
+
+
+def test_what_to_use_is_empty_where_nothing_was_run() -> None:
+    assert len(page.what_to_use(page.read_table("scores", Path("nowhere")), COSTS)) == 0
+
+
+def test_headlines_name_what_to_take_and_how_many_curves_beat_a_blind_policy() -> None:
+    label = "PABEE's exits, entropy"  # a comma of its own must not tear it
+    movie = score_rows(A={2.0: (0.80, 0), 3.0: (0.74, 0)}, B={2.0: (0.799, 0.002)}, C={2.0: (0.70, -0.03)})
+    movie.loc[movie.method == "B", ["method", "kind"]] = [label, "baseline"]
+    costs = pd.DataFrame([("movie", "A", 3.0), ("movie", label, 1.5)], columns=["task", "method", "times_plain"])
+    assert sentences.headlines(with_plain(movie), costs) == [
+        f"At 2x in FLOPs take **{label}** for classes, the cheapest to train of the best; not told apart from it: A.",
+        # At 2x A is above 0.77 by more than 0.02, and C below it by as much; at 3x A is below it.
+        "At 2x 1 of 2 curves (methods by tasks, 1 task(s)) are shown to beat the best blind policy, which looks at no "
+        "sample; 1 are shown to lose to it.",
+        "At 3x 0 of 1 curves (methods by tasks, 1 task(s)) are shown to beat the best blind policy, which looks at no "
+        "sample; 1 are shown to lose to it.",
+    ]
+
+
+def test_without_a_study_the_headline_says_how_to_get_one() -> None:
+    [sentence] = sentences.headlines(page.read_table("scores", Path("nowhere")), COSTS)
+    assert "make study" in sentence
+
+
+def test_gains_are_distances_to_the_blind_policy_best_first_at_2x() -> None:
     scores = score_rows(
-        A={1.5: (0.80, 0), 2.0: (0.78, 0)}, B={1.5: (0.79, 0.002), 2.0: (0.70, -0.03)}, C={1.5: (0.7, -0.05)}
+        A={1.5: (0.79, 0), 2.0: (0.75, -0.1), 4.0: (0.5, -0.1)},
+        B={2.0: (0.80, 0)},
+        C={1.5: (0.78, 0)},
+        D={2.0: (0.9, 0)},
     )
-    first, second, third, fourth = sentences.advice(scores, "movie")
-    assert "**A** has the highest score, 0.800, 100.0% of the plain model's; not told apart from it: B." in first
-    assert "C" not in first.replace("PABEE's", "")
-    assert "above all others by more than the intervals allow for" in second
-    assert "It beats leaving at a fixed exit" in second
-    assert third == "**3x** (layer speed-up): nothing here reaches it."
-    assert fourth.startswith("**4x**")
+    scores.loc[scores.method == "D", "kind"] = "control"
+    table = page.gains(scores, "movie")
+    assert table[["method", "at"]].to_numpy().tolist() == [["B", "2x"], ["A", "1.5x"], ["A", "2x"], ["C", "1.5x"]]
+    assert table.gain.tolist() == pytest.approx([0.03, 0.02, -0.02, 0.01])
+    assert table.low.tolist() == pytest.approx([0.01, 0.0, -0.04, -0.01])
+    assert table.high.tolist() == pytest.approx([0.05, 0.04, 0.0, 0.03])
+    assert len(page.gains(scores, "mrpc")) == 0
 
 
-def test_in_short_takes_the_best_mean_rank_and_says_how_sure_that_is() -> None:
-    movie = score_rows(A={2.0: (0.80, 0)}, B={2.0: (0.79, 0.002)}, C={2.0: (0.70, -0.03)})
-    mrpc = score_rows(A={2.0: (0.70, -0.01)}, B={2.0: (0.75, 0)}).assign(task="mrpc", over_fixed_low=-0.1)
-    cola = score_rows(A={2.0: (0.1, -0.01)}, B={2.0: (0.2, 0)}).assign(task="cola")
-    stsb = score_rows(C={3.0: (0.5, 0)}).assign(task="stsb")
-    costs = pd.DataFrame({"task": ["movie", "mrpc", "cola"], "method": "B", "times_plain": [1.0, 2.0, 9.0]})
-    table = page.in_short(pd.concat([movie, mrpc, cola, stsb]), costs, "layers")
-    assert table.index.tolist() == ["a class at 2x in layers", "a number at 3x in layers"]
-    # Ranks of B: 2, 1, 1; of A: 1, 2, 2; C was not run on all of them.
-    assert table.iloc[0].to_dict() == {
-        "take": "**B**",
-        "mean rank": "1.3 of 2",
-        "highest on": "2 of 3",
-        "told apart from the highest on": "0 of 3",
-        "shown to beat the fixed exits on": "1 of 3",
-        "training time": "2.0 times plain",
-        "next by mean rank": "A 1.7",
-    }
-    assert table.iloc[1][["take", "training time", "next by mean rank"]].tolist() == ["**C**", "", ""]
+def test_the_simplest_baseline_is_placed_among_the_methods_on_each_task() -> None:
+    scores = score_rows(
+        A={2.0: (0.80, 0), 3.0: (0.7, 0)}, B={2.0: (0.75, 0)}, fixed_exits={2.0: (0.78, 0), 3.0: (0.71, 0)}
+    )
+    cola = with_plain(scores, 0.1, task="cola", blind=0.0)  # far from BERT-base: it does not count
+    [sentence] = sentences.against_the_simplest(pd.concat([with_plain(scores), cola]), "fixed exits")
+    assert sentence == (
+        "Movie reviews, polarity (accuracy): fixed exits have 0.780 at 2x, below 1 of 2 methods; 0.710 at 3x, below 0 "
+        "of 1 methods."
+    )
+    assert sentences.against_the_simplest(with_plain(scores), "nobody") == []
 
 
-def test_in_short_is_empty_where_nothing_was_run() -> None:
-    assert len(page.in_short(page.read_table("scores", Path("nowhere")), pd.DataFrame(), "layers")) == 0
-
-
-def test_leaders_are_the_highest_with_their_scores_against_the_fixed_exits() -> None:
-    movie = score_rows(A={2.0: (0.80, 0), 3.0: (0.6, -0.1)}, B={2.0: (0.79, 0.002), 3.0: (0.7, 0)})
-    mrpc = score_rows(B={2.0: (0.75, 0)}).assign(task="mrpc", over_fixed_low=-0.1)
-    table = page.leaders(pd.concat([movie, mrpc]))
-    assert table.to_dict("index")["2x"] == {"Movie reviews, polarity": "A 0.800 ↑", "MRPC": "B 0.750"}
-    assert table.loc["3x", "Movie reviews, polarity"] == "B 0.700 ↑"
-    assert pd.isna(table.loc["3x", "MRPC"])
-
-
-def test_the_speed_that_a_method_is_trained_for_is_a_mean_of_costs() -> None:
-    row = {"task": "movie", "method": "A", "threshold": 0.5, "score": 0.8}
-    points = pd.DataFrame([{**row, "layer_speedup": 1.0}, {**row, "score": 0.7, "layer_speedup": 3.0}])
+def test_the_speeds_that_models_are_trained_for_are_means_of_costs() -> None:
+    row = {"task": "movie", "method": "A", "threshold": 0.5}
+    points = pd.DataFrame(
+        [
+            {**row, "seed": 0, "score": 0.7, "flops_speedup": 3.0},
+            {**row, "seed": 0, "score": 0.9, "flops_speedup": 1.2},
+            {**row, "seed": 1, "score": 0.8, "flops_speedup": 1.0},
+            {**row, "seed": 1, "score": 0.8, "flops_speedup": 1.2},
+        ]
+    )
     [sentence] = sentences.operating_points(points)
-    # Half the samples at cost 1 and half at 1/3 cost 2/3.
-    assert sentence.startswith("**A** is trained for one speed. At its own threshold, 0.5, it has by layers: ")
-    assert "Movie reviews, polarity 1.50x (accuracy 0.750)." in sentence
+    # Costs of 1/3 and 1 are 2/3 on average, whatever the mean of 3x and 1x is.
+    assert "in FLOPs: Movie reviews, polarity 1.50x (0.750), 1.20x (0.850)." in sentence
+    assert sentence.startswith("**A** is trained for one speed a model")
     assert sentences.operating_points(points[:0]) == []
-
-
-def test_advice_does_not_claim_what_the_interval_does_not_show() -> None:
-    scores = score_rows(A={2.0: (0.78, 0)})
-    scores["over_fixed_low"] = -0.01
-    sentence = sentences.advice(scores, "movie")[1]
-    assert "is not shown (+0.030 [-0.010, +0.050])" in sentence
-    assert "nothing else reaches this speed-up" in sentence
-    scores[["over_fixed", "over_fixed_low", "over_fixed_high"]] = math.nan
-    assert "fixed exit" not in sentences.advice(scores, "movie")[1]
 
 
 def test_what_has_not_been_run_is_said() -> None:
     scores = score_rows(A={2.0: (0.78, 0)}, B={2.0: (0.7, -0.01)})
     scores.loc[scores.method == "B", "seeds"] = 1
     assert sentences.not_run(scores, ["movie", "mrpc"], ["A", "B", "C"]) == [
-        "Not run: mrpc.",
+        "Not run: MRPC.",
         "Movie reviews, polarity: not run, or without a meaning there: C.",
         "Movie reviews, polarity: fewer seeds than the others: B.",
     ]
@@ -188,15 +231,17 @@ def test_tables_that_are_not_there_are_empty_and_have_their_columns(tmp_path: Pa
         table = page.read_table(name, tmp_path)
         assert len(table) == 0
         assert list(table.columns) == [*columns, *page.MADE_WITH]
-    assert sentences.not_run(page.read_table("scores", tmp_path), ["movie"], ["A"]) == ["Not run: movie."]
+    assert sentences.not_run(page.read_table("scores", tmp_path), ["movie"], ["A"]) == [
+        "Not run: Movie reviews, polarity."
+    ]
 
 
-def test_the_ledger_joins_verdicts_and_reasons_and_keeps_who_was_not_judged(
+def test_the_ledger_joins_verdicts_and_guesses_and_keeps_who_was_not_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds = {"X1": claims.NOT_REPRODUCED, "X2": claims.REPRODUCED, "X3": None}
     ledger = {
-        name: claims.Claim(name, "deebert", f"says {name}", "[P]", "test", 0.0, why=f"why {name}") for name in kinds
+        name: claims.Claim(name, "deebert", f"says {name}", "[P]", "test", 0.0, guess=f"why {name}") for name in kinds
     }
     monkeypatch.setattr(claims, "ledger", lambda: ledger)
     judged = [
@@ -205,100 +250,251 @@ def test_the_ledger_joins_verdicts_and_reasons_and_keeps_who_was_not_judged(
     pd.DataFrame(judged).to_csv(tmp_path / "01-claims.csv", index=False)
     table = page.ledger_table(tmp_path).set_index("claim")
     assert table.verdict.tolist() == ["not reproduced", "reproduced", "not run"]
-    assert table.why.tolist() == ["why X1", "", ""]
+    assert table.guess.tolist() == ["why X1", "", ""]
     assert table.ours.tolist() == ["0.1", "0.1", ""]
     assert table.of.unique().tolist() == ["deebert"]
 
 
-def test_a_task_that_the_plain_model_did_not_learn_is_named_and_compared_nowhere() -> None:
-    movie = score_rows(A={2.0: (0.80, 0)}, plain_model={1.0: (0.81, 0)})
-    cola = score_rows(A={2.0: (0.0, 0)}, plain_model={1.0: (0.01, 0)}).assign(task="cola", blind=0.0, low=0.0)
-    scores = pd.concat([movie, cola])
-    assert page.learned(scores) == ["movie"]
-    [sentence] = sentences.not_learned(scores)
-    assert sentence.startswith("CoLA was not learned at this size: the plain model has matthews 0.010 [0.000, 0.020]")
-    table = headline.headline_table(scores)
-    assert "CoLA (matthews)" not in table
-    assert "Left out, as the plain model did not learn it at this size: CoLA." in table
-    with pytest.raises(InputError, match="no task that was learned"):
-        headline.headline_table(cola)
+def test_verdicts_are_counted_by_where_the_claim_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = {"X1": "[P]", "X2": "[M]", "X3": "[A]", "X4": "[O]"}
+    ledger = {name: claims.Claim(name, "deebert", "", source, "", 0.0) for name, source in sources.items()}
+    monkeypatch.setattr(claims, "ledger", lambda: ledger)
+    counts = page.verdict_counts(pd.Series(["undecided", "not run", "reproduced", "mixed"], index=list(ledger)))
+    assert counts.columns.tolist() == ["reproduced", "mixed", "undecided", "not run"], "in the order of the verdicts"
+    assert counts.loc["from a source"].tolist() == [1, 0, 1, 0]
+    assert counts.loc["recalled, unverified [M]"].tolist() == [0, 0, 0, 1]
+    assert counts.loc["our own controls [O]"].tolist() == [0, 1, 0, 0]
 
 
-def test_the_table_of_readme_marks_the_best_and_who_is_above_or_below_the_fixed_exits() -> None:
-    movie = score_rows(A={2.0: (0.80, 0), 3.0: (0.9, 0)}, B={2.0: (0.75, -0.1)}, plain_model={1.0: (0.81, 0)})
-    movie.loc[movie.method == "plain model", "kind"] = "baseline"
-    plain = {"plain_model": {1.0: (0.81, 0)}}
-    mrpc = score_rows(B={2.0: (0.70, 0)}, fixed_exits={2.0: (0.60, 0)}, random_exits={2.0: (0.5, 0)}, **plain)
-    mrpc["task"] = "mrpc"
-    mrpc.loc[mrpc.method != "B", "kind"] = "baseline"
-    mrpc.loc[mrpc.method == "fixed exits", "over_fixed_low"] = math.nan
-    movie.loc[movie.method == "B", "over_fixed_high"] = -0.01
-    lines = headline.headline_table(pd.concat([movie, mrpc])).splitlines()
-    assert lines[:6] == [
+NOT_COUNTED = {
+    "learned": ({}, {}, None),
+    "blind": (
+        {"plain": 0.505},
+        {},
+        "the plain model has accuracy 0.505 [0.495, 0.515] and the same answer for everybody",
+    ),
+    "far from a larger one": (
+        {"plain": 0.75, "task": "mrpc"},
+        {},
+        "0.750 [0.740, 0.760], less than 90% of BERT-base's",
+    ),
+    "near enough": ({"plain": 0.79, "task": "mrpc"}, {}, None),
+    "blind exits": ({}, {1.5: (0.505, -0.2)}, "exits from the middle up are not shown to know more"),
+    "blind exits below the middle": ({}, {3.0: (0.505, -0.2)}, None),
+}
+
+
+@pytest.mark.parametrize("case", NOT_COUNTED)
+def test_a_task_counts_where_plain_model_and_upper_exits_have_learned(case: str) -> None:
+    about, exits, reason = NOT_COUNTED[case]
+    scores = score_rows(A={2.0: (0.80, 0)}, **({"fixed_exits": exits} if exits else {}))
+    scores = with_plain(pd.concat([scores, scores.assign(axis="layers")]), **about)
+    [task] = scores.task.unique()
+    if reason is None:
+        assert page.not_counted(scores) == {}
+        assert page.learned(scores) == [task]
+    else:
+        assert reason in page.not_counted(scores)[task]
+        assert page.learned(scores) == []
+        [sentence, *_] = sentences.left_out(scores)
+        assert sentence.startswith(f"{page.title_of(task)} is not counted: ")
+        with pytest.raises(InputError, match="no task that was learned"):
+            headline.headline_table(scores)
+
+
+def test_without_a_plain_model_nothing_counts() -> None:
+    assert page.not_counted(score_rows(A={2.0: (0.8, 0)})) == {"movie": "the plain model was not run"}
+
+
+def test_sentences_of_the_same_corpus_are_counted_once_for_classes_and_once_for_numbers() -> None:
+    tasks = ["movie", "movie-3", "sst2", "movie-valence", "mrpc", "stsb", "/my/tickets"]
+    assert page.one_of_each_corpus(tasks) == ["movie", "movie-valence", "mrpc", "stsb", "/my/tickets"]
+    assert page.one_of_each_corpus(["sst2", "movie"]) == ["sst2"]
+    scores = pd.concat([with_plain(score_rows(A={2.0: (0.8, 0)}), 0.9, task=task) for task in ("movie", "sst2")])
+    again, shares = sentences.left_out(scores)
+    assert again == "SST-2 holds sentences of another task, so it is not counted a second time."
+    assert shares == "SST-2 shares sentences with the movie corpus."
+
+
+def test_the_table_of_readme_marks_the_best_and_who_is_above_or_below_the_blind_policy() -> None:
+    movie = score_rows(A={2.0: (0.80, 0), 3.0: (0.9, 0)}, B={2.0: (0.75, -0.1)}, fixed_exits={2.0: (0.70, -0.1)})
+    movie["over_blind_high"] -= 0.01
+    mrpc = score_rows(B={2.0: (0.785, 0)}, fixed_exits={2.0: (0.79, 0)}, D={2.0: (0.9, 0)})
+    mrpc.loc[mrpc.method == "D", "kind"] = "control"
+    lines = headline.headline_table(pd.concat([with_plain(movie), with_plain(mrpc, task="mrpc")])).splitlines()
+    assert lines[:7] == [
         "|  | Movie reviews, polarity (accuracy) | MRPC (accuracy) |",
         "|---|---|---|",
         "| A | **0.800** ↑ |  |",
-        "| B | 0.750 ↓ | **0.700** ↑ |",
-        "| fixed exits |  | 0.600 |",
+        "| B | 0.750 ↓ | 0.785 |",
+        # A baseline that is the highest is shown and bold, like anybody; one that is not stays out.
+        "| fixed exits |  | **0.790** |",
+        "| best blind policy | 0.770 | 0.770 |",
         "| plain model, 1x | 0.810 | 0.810 |",
     ]
-    assert "Scores at 2x by layers, mean over 3 seeds" in lines[-1]
+    assert "Scores at 2x in FLOPs, mean over 3 seeds, profile quick, minilm-l6." in lines[-1]
     with pytest.raises(InputError, match="make study"):
-        headline.headline_table(movie, 7.0)
+        headline.headline_table(with_plain(movie), 7.0)
 
 
 def test_readme_changes_between_its_marks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EEUTILS_RESULTS", str(tmp_path))
-    scores = score_rows(A={2.0: (0.80, 0)}, plain_model={1.0: (0.81, 0)})
+    scores = with_plain(score_rows(A={2.0: (0.80, 0)}))
     scores.to_csv(tmp_path / "study-scores.csv", index=False)
-    readme, (begin, end) = tmp_path / "README.md", headline.MARKS
-    readme.write_text(f"above\n\n{begin}\nold\n{end}\n\nbelow\n")
+    COSTS.to_csv(tmp_path / "study-costs.csv", index=False)
+    readme, (found, study) = tmp_path / "README.md", headline.MARKS.values()
+    readme.write_text(f"above\n\n{found[0]}\nold\n{found[1]}\n\nbetween\n{study[0]}\n{study[1]}\n\nbelow\n")
     headline.write_readme(readme)
     headline.write_readme(readme)
-    assert readme.read_text() == f"above\n\n{begin}\n{headline.headline_table(scores)}\n{end}\n\nbelow\n"
-    readme.write_text("no marks")
-    with pytest.raises(InputError, match="has no marks"):
+    findings = "\n".join(f"- {sentence}" for sentence in sentences.headlines(scores, COSTS))
+    assert readme.read_text() == (
+        f"above\n\n{found[0]}\n{findings}\n{found[1]}\n\nbetween\n"
+        f"{study[0]}\n{headline.headline_table(scores)}\n{study[1]}\n\nbelow\n"
+    )
+    readme.write_text(f"{found[0]}\n{found[1]}\nno marks for the table")
+    with pytest.raises(InputError, match=r"has no marks; put <!-- study: begin --> and"):
         headline.write_readme(readme)
 
 
 def test_readme_of_the_repository_holds_the_committed_scores() -> None:
-    begin, end = headline.MARKS
     text = (repository_root() / "README.md").read_text(encoding="utf-8")
-    committed = page.read_table("scores", repository_root() / "data" / "results")
-    assert text.count(begin) == text.count(end) == (1 if len(committed) else 0)
-    for shown in re.findall(f"{re.escape(begin)}(.*?){re.escape(end)}", text, flags=re.DOTALL):
-        assert shown == f"\n{headline.headline_table(committed)}\n", "run: python -m eeutils.study readme"
+    scores, costs = (page.read_table(name, repository_root() / "data" / "results") for name in ("scores", "costs"))
+    blocks = {
+        "findings": "\n".join(f"- {sentence}" for sentence in sentences.headlines(scores, costs)),
+        "study": headline.headline_table(scores) if len(scores) else "",
+    }
+    for name, (begin, end) in headline.MARKS.items():
+        assert text.count(begin) == text.count(end) == (1 if len(scores) else 0), name
+        for shown in re.findall(f"{re.escape(begin)}(.*?){re.escape(end)}", text, flags=re.DOTALL):
+            assert shown == f"\n{blocks[name]}\n", "run: python -m eeutils.study readme"
 
 
-def test_exits_that_learned_nothing_are_no_baseline_to_be_proud_of() -> None:
-    scores = score_rows(plain_model={1.0: (0.80, 0)}, fixed_exits={1.0: (0.505, -0.2)})
-    [sentence] = sentences.blind_exits(scores)
-    assert sentence.startswith("Movie reviews, polarity: exits trained together")
-    assert "accuracy 0.505 [0.495, 0.515], a blind answer 0.500" in sentence
-    better = scores.assign(low=scores.score - 0.001)
-    assert sentences.blind_exits(better) == []
+def test_the_table_of_the_search_has_the_default_in_bold_and_arrows_where_the_interval_leaves_out_zero() -> None:
+    columns = ["method", "what", "value", "dev_area", "in_use", "over_default_low", "over_default_high"]
+    rows = [
+        ("A", "rank", 32, 0.8, True, 0.0, 0.0),
+        ("A", "rank", 128, 0.9, False, 0.01, 0.2),
+        ("A", "rank", 8, 0.7, False, -0.2, -0.01),
+        ("A", "rate", 2.0, 0.81, False, -0.01, 0.03),
+        ("B", "rate", "low", 0.6, True, 0.0, 0.0),
+    ]
+    table = page.search_table(pd.DataFrame(rows, columns=columns))
+    assert table.reset_index().to_numpy().tolist() == [
+        ["A", "rank", "**32: 0.800**, 128: 0.900 ↑, 8: 0.700 ↓"],
+        ["A", "rate", "2.0: 0.810"],
+        ["B", "rate", "**low: 0.600**"],
+    ]
+    assert len(page.search_table(page.read_table("search", Path("nowhere")))) == 0
 
 
-def test_the_table_of_the_search_marks_the_rate_in_use_and_adds_the_mean() -> None:
-    rows = [("A", 2e-4, 0.7, False), ("A", 1e-4, 0.8, True), ("B", 1e-4, 0.6, True), ("B", 2e-4, 0.9, False)]
-    search = pd.DataFrame(rows, columns=["method", "learning_rate", "dev_area", "in_use"])
-    table = page.search_table(search)
-    assert table.columns.tolist() == ["0.0001 (in use)", "0.0002"]
-    assert table.loc["A"].tolist() == ["0.800", "0.700"]
-    assert table.loc["mean over methods"].tolist() == ["0.700", "0.800"]
-    assert page.search_table(search[:2]).index.tolist() == ["A"], "the mean of one method says nothing new"
-    assert len(page.search_table(search[:0])) == 0
+def test_the_gate_is_shown_exit_by_exit_with_its_probe_where_it_failed_and_said_in_a_sentence() -> None:
+    rows = [("A", 1, 0.7, 0.75, False), ("A", 2, 0.8, 0.7, True), ("A", 3, 0.6, 0.7, False), ("B", 2, 0.9, 0.9, True)]
+    gate = pd.DataFrame(rows, columns=["method", "layer", "exit", "probe", "learned"]).assign(task="movie")
+    table = page.gate_table(gate, "movie")
+    assert table.columns.tolist() == ["layer 1", "layer 2", "layer 3"]
+    assert table.loc["A"].tolist() == ["0.700 ✗ (probe 0.750)", "0.800", "0.600 ✗ (probe 0.700)"]
+    assert table.loc["B"].tolist() == ["", "0.900", ""]
+    assert sentences.unlearned(gate) == [
+        "Movie reviews, polarity: **A** has not learned at layer 1, 3, so no verdict counts it."
+    ]
+    assert (
+        sentences.unlearned(gate[gate.learned]) == sentences.unlearned(page.read_table("gate", Path("nowhere"))) == []
+    )
+
+
+def test_treatments_are_counted_over_seeds() -> None:
+    rows = [(0, "A", "adds 7%", True), (1, "A", "adds 1%", False), (0, "B", "nothing", False)]
+    checks = pd.DataFrame(rows, columns=["seed", "method", "found", "took"]).assign(task="movie")
+    table = page.treatment_table(checks, "movie")
+    assert table.loc["A"].to_dict() == {"took on": "1 of 2 seeds", "found": "adds 7%"}
+    assert table.loc["B", "took on"] == "0 of 1 seeds"
+    assert len(page.treatment_table(checks, "mrpc")) == 0
+
+
+def test_what_it_costs_is_one_line_a_method_with_the_clock_where_it_was_timed() -> None:
+    row = {"task": "movie", "kind": "method", "parameters": 22_713_600, "trainings": 2, "times_plain": 2.04}
+    costs = pd.DataFrame(
+        [
+            {**row, "method": "A", "point_times_plain": 1.52},
+            {**row, "method": "B", "point_times_plain": math.nan},
+            {**row, "method": "C", "point_times_plain": 1.0, "kind": "control"},
+        ]
+    )
+    times = pd.DataFrame([{"task": "movie", "method": "A", "batch": 1, "flops_speedup": 2.02, "wall_speedup": 1.7}])
+    table = page.cost_table(costs, times, "movie")
+    assert table.loc["A"].tolist() == ["22,713,600", "2", "1.5", "2.0", "2.02x", "1.70x"]
+    assert table.columns[-2:].tolist() == ["FLOPs, batch 1", "clock, batch 1"]
+    assert table.loc["B"].tolist() == ["22,713,600", "2", "", "2.0", "", ""]
+    assert "C" not in table.index
+
+
+def compared_on(**tasks: tuple[float, float, str]) -> pd.DataFrame:
+    """One comparison of claim P1 (bar -0.005) on several tasks: (low, high, why it does not count)."""
+    rows = [
+        {
+            "task": task,
+            "claim": "P1",
+            "ours": "PABEE",
+            "theirs": "plain model at 1x",
+            "axis": "flops",
+            "speedup": 1.5,
+            "difference": (low + high) / 2,
+            "low": low,
+            "high": high,
+            "seeds": 3,
+            "units": 800,
+            "unfit": unfit,
+        }
+        for task, (low, high, unfit) in tasks.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_over_tasks_only_what_has_learned_is_judged() -> None:
+    good, bad, unsure = (0.0, 0.02, ""), (-0.1, -0.05, ""), (-0.03, 0.01, "")
+    unfit = (-0.1, -0.05, "PABEE: the exit at layer 1 has not learned")
+
+    def judged(**tasks: tuple) -> claims.Verdict:
+        # From a file, where an empty text is no number.
+        rows = compared_on(**tasks)
+        return page.across_verdict(rows.assign(unfit=rows.unfit.replace("", math.nan)), "P1")
+
+    assert judged(movie=good).outcome == "reproduced"
+    assert judged(movie=good, mrpc=bad).outcome == "mixed"
+    assert judged(movie=good, mrpc=unfit).outcome == "reproduced"
+    left = judged(movie=unfit, mrpc=unfit)
+    assert (left.outcome, left.note) == ("not testable here", "PABEE: the exit at layer 1 has not learned")
+    wide = judged(movie=good, mrpc=unsure)
+    # Half a width of 0.02 on 800 samples, 0.005 from the bar: 16 times as many.
+    assert wide.outcome == "undecided"
+    assert "about 13,000 test samples" in wide.note
+
+
+def test_claims_over_tasks_are_one_line_a_comparison_with_the_verdict_on_the_first() -> None:
+    first = compared_on(movie=(0.0, 0.02, ""), mrpc=(0.01, 0.03, ""))
+    second = first[:1].assign(claim="B1a", ours="BADGE, mean over exits", theirs="PABEE, mean over exits", axis="exits")
+    table = page.across_table(pd.concat([first, first[:1].assign(speedup=2.0), second]))
+    assert table.index.tolist() == ["P1", "P1", "B1a"], "in the order of the ledger"
+    assert table.comparison.tolist() == [
+        "PABEE minus plain model at 1x; at 1.5x (FLOPs)",
+        "PABEE minus plain model at 1x; at 2x (FLOPs)",
+        "BADGE, mean over exits minus PABEE, mean over exits",
+    ]
+    assert table["MRPC"].tolist() == ["+0.020 [+0.010, +0.030]", "", ""]
+    assert table.verdict.tolist()[:2] == ["reproduced", ""]
 
 
 def test_what_the_runs_of_each_task_were_trained_on_is_said_once_for_tasks_trained_alike() -> None:
     alike = [(task, seed, 2000.0, 1e-4) for task in ("movie", "sst2") for seed in (0, 3)]
     rows = [*alike, ("cola", 0, math.nan, 2e-4)]
-    runs = pd.DataFrame(rows, columns=["task", "seed", "train_size", "learning_rate"]).assign(epochs=2)
+    runs = pd.DataFrame(rows, columns=["task", "seed", "train_size", "learning_rate"])
+    runs = runs.assign(epochs=2, steps=1250, run="finetuned")
     assert sentences.trained_on(runs, ["movie", "cola", "rte", "sst2"]) == [
-        "Movie reviews, polarity, SST-2: 2 seed(s), 2,000 samples for train and dev together, 2 epoch(s) a phase, "
+        "Movie reviews, polarity, SST-2: 2 seed(s), 2,000 training samples, 2 epoch(s) or 1,250 steps a phase, "
         "learning rate 0.0001.",
-        "CoLA: 1 seed(s), all samples for train and dev together, 2 epoch(s) a phase, learning rate 0.0002.",
+        "CoLA: 1 seed(s), all training samples, 2 epoch(s) or 1,250 steps a phase, learning rate 0.0002.",
     ]
+    assert sentences.trained_on(runs.assign(run="pabee"), ["movie"]) == []
 
 
 def test_of_two_classes_matthews_correlation_is_pearson_s() -> None:
@@ -310,14 +506,9 @@ def test_of_two_classes_matthews_correlation_is_pearson_s() -> None:
     assert entries.metric_for_resamples("movie")(np.array([0, 1]), np.array([1, 1])) == 0.5
 
 
-def test_ranks_are_taken_on_the_tasks_that_have_the_most_methods() -> None:
-    rows = [("movie", "A"), ("movie", "B"), ("sst2", "A"), ("sst2", "B"), ("stsb", "A")]
-    assert page.ranked_tasks(pd.DataFrame(rows, columns=["task", "method"])) == ["movie", "sst2"]
-
-
 def test_a_cell_of_the_score_table_has_score_interval_and_share_kept() -> None:
     scores = score_rows(A={1.5: (0.8, 0), 2.0: (0.76, 0)}, B={2.0: (0.7, -0.1)})
     scores.loc[scores.method == "B", "kept"] = math.nan
-    table = page.score_table(scores, "movie", "layers")
+    table = page.score_table(scores, "movie", "flops")
     assert table.loc["A"].tolist() == ["0.800 [0.790, 0.810] 100%", "0.760 [0.750, 0.770] 95%"]
     assert table.loc["B"].tolist() == ["", "0.700 [0.690, 0.710]"]

@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
+from tokenizers.normalizers import BertNormalizer
 
 from eeutils.data import readers
 from eeutils.data.metrics import headline, score
 from eeutils.data.specs import TASKS
 from eeutils.data.tasks import TEST_IDS_FROM, Task, describe, load_task
+from eeutils.data.texts import normal_form
 from eeutils.errors import InputError
 
 OFFLINE = [name for name, spec in TASKS.items() if spec.source == "offline"]
@@ -112,24 +114,49 @@ def test_three_classes_are_the_valence_cut_twice_on_its_splits() -> None:
         assert ours["label"] == wanted
 
 
-def test_wikipedia_s_topics_are_numbered_and_what_has_none_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    topics = TASKS["wiki"].class_names
-    articles = {
-        f"title {row}": {"extract": f" Paragraph {row}. ", "topic": (*topics, "Uncategorized")[row % 12]}
-        for row in range(1200)
-    }
-    (tmp_path / "summaries.json").write_text(json.dumps(articles), encoding="utf-8")
-    monkeypatch.setattr(readers, "fetch", lambda _: tmp_path)
-    task = load_task("wiki")
+TOPICS = TASKS["wiki"].class_names
+
+
+@pytest.fixture
+def articles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Task]:
+    """The task of 1,200 articles, topics in turn and every twelfth under none; some may have another text."""
+
+    def load(**texts: str) -> Task:
+        written = {
+            f"title {row}": {
+                "extract": texts.get(f"row_{row}", f" Paragraph {row}. "),
+                "topic": (*TOPICS, "Uncategorized")[row % 12],
+            }
+            for row in range(1200)
+        }
+        (tmp_path / "summaries.json").write_text(json.dumps(written), encoding="utf-8")
+        monkeypatch.setattr(readers, "fetch", lambda _: tmp_path)
+        return load_task("wiki")
+
+    return load
+
+
+def test_wikipedia_s_topics_are_numbered_and_what_has_none_is_left_out(articles: Callable[..., Task]) -> None:
+    task = articles()
     assert_disjoint(task)
-    assert sum(len(getattr(task, split)) for split in SPLITS) == 1100
+    assert len(TOPICS) == 11
+    assert [len(getattr(task, split)) for split in SPLITS] == [1100 - 165 - 187, 187, 165]
     for split in SPLITS:
         for row in getattr(task, split):
             assert row["text_a"] == f"Paragraph {row['id']}."
             assert row["label"] == row["id"] % 12
-        assert set(getattr(task, split)["label"]) == set(range(11))
+        counts = Counter(getattr(task, split)["label"])
+        assert set(counts) == set(range(11))
+        assert max(counts.values()) - min(counts.values()) <= 2, "stratified"
+    assert task.dropped == {}
+
+
+def test_empty_and_repeated_paragraphs_are_left_out(articles: Callable[..., Task]) -> None:
+    task = articles(row_1=" \u200b", row_14="PARAGRAPH  13.", row_26="Ärtiçle", row_37="article")
+    kept = set().union(*(ids(task, split) for split in SPLITS))
+    assert kept.isdisjoint({1, 14, 37})
+    assert {13, 26} <= kept
+    assert task.dropped == {"duplicate text": (2, 1099)}
 
 
 def test_columns_and_types() -> None:
@@ -212,6 +239,22 @@ def test_dev_has_a_tenth_or_500_where_that_is_a_fifth_at_most() -> None:
     # 2,940 polar sentences, 1,600 of them for test: a tenth would be 134, a fifth is 268.
     movie = load_task("movie")
     assert (len(movie.train), len(movie.dev)) == (1340 - 268, 268)
+    # A size just below all that there is cuts, at or above it takes the whole.
+    cut, whole = (load_task("movie", train_size=size) for size in (1071, 1072))
+    assert [len(task.dev) for task in (cut, whole)] == [267, 268]
+
+
+@pytest.mark.parametrize(
+    ("rows", "dev"),
+    # Half of what is next to nothing, a fifth, 500, a tenth.
+    [(60, 30), (200, 50), (1000, 200), (2500, 500), (4000, 500), (5200, 520)],
+)
+def test_dev_of_a_file_is_as_large_as_decisions_need_and_no_larger(rows: int, dev: int, tmp_path: Path) -> None:
+    name = own_task(tmp_path / "tickets", tickets("train", rows))
+    task = load_task(name)
+    assert (len(task.train), len(task.dev)) == (rows - dev, dev)
+    if rows == 5200:
+        assert [len(load_task(name, train_size=size).dev) for size in (1996, 2004, 4000)] == [499, 500, 500]
 
 
 def test_cut_splits_stay_stratified() -> None:
@@ -672,6 +715,37 @@ def test_a_copy_with_an_invisible_character_inside_is_still_a_copy(tmp_path: Pat
     folder = own_task(tmp_path / "tickets", train=tickets("train", 60) + copies)
     with pytest.warns(UserWarning, match="20 of the 80 training rows"):
         task = load_task(folder)
+    assert len(task.train) + len(task.dev) == 60
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Café Olé", "cafe ole", True),
+        ("caf\u00e9", "cafe\u0301", True),  # one letter, or a letter and an accent
+        ("nai\u0308ve", "NAÏVE", True),
+        ("a b", "a\u00a0\t b ", True),
+        ("te\u200bst", "test", True),
+        ("cafe", "caffe", False),
+        ("rose", "røse", False),  # no accent: another letter
+        ("a b", "ab", False),
+        ("it 's", "it's", False),
+    ],
+)
+def test_texts_that_an_uncased_tokenizer_cannot_tell_apart_are_one(one: str, other: str, same: bool) -> None:
+    assert (normal_form(one) == normal_form(other)) == same
+
+
+@given(st.text(alphabet="aâàäåbcçeéèêiïîoôöuùûüyÿzAÂÇÉÏÔÜŸ \u0301\u0308\u0327", max_size=12))
+def test_case_and_accents_go_as_hugging_face_s_uncased_normalizer_has_them_go(text: str) -> None:
+    theirs = BertNormalizer(lowercase=True, strip_accents=True).normalize_str(text)
+    assert " ".join(normal_form(text).split()) == " ".join(theirs.split())
+
+
+def test_a_copy_with_other_accents_is_left_out_of_train(tmp_path: Path) -> None:
+    copies = ["routine\ttést 3", "urgent\tTEST\u0301 5"]
+    with pytest.warns(UserWarning, match="2 of the 62 training rows"):
+        task = load_task(own_task(tmp_path / "tickets", train=tickets("train", 60) + copies))
     assert len(task.train) + len(task.dev) == 60
 
 

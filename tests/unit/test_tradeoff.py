@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from eeutils.errors import InputError
 from eeutils.exiting import rules
@@ -18,10 +19,13 @@ from eeutils.exiting.tradeoff import (
     area,
     at_speedup,
     at_threshold,
+    blind_curve,
+    blind_policy,
     can_reach,
     decide,
     fixed_exits,
     score_at,
+    settled,
     sweep,
     threshold_for_loss,
     threshold_for_speedup,
@@ -348,3 +352,131 @@ def test_where_readiness_is_no_number_nobody_is_ready() -> None:
             stages[evidence.ids % 2 == 0],
             decide(evidence, rules.confidence(), threshold).stages[evidence.ids % 2 == 0],
         )
+
+
+CONTINUOUS = [name for name, rule in every_rule().items() if not rule.discrete]
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_no_threshold_stands_on_a_sample_s_readiness_where_its_last_digit_would_decide(name: str) -> None:
+    evidence, rule = random_evidence(11, 5, 40, 3), every_rule()[name]
+    readiness = rule.readiness(evidence)[:-1].double()
+    thresholds = torch.tensor(sweep(evidence, rule, accuracy, points=10**6).threshold)
+    finite = thresholds[thresholds.isfinite()]
+    assert len(finite) >= 1
+    # On the end of the rule's own range there is nothing below to go halfway to.
+    assert not torch.isin(finite, readiness[readiness > rule.low]).any()
+    # The loosest lets everybody go whom any threshold above the end of the range would.
+    ever = (readiness > rule.low) & readiness.isfinite()
+    for batch_noise in (1e-12, -1e-12):
+        loosest = replace(rule, readiness=lambda _, noise=batch_noise: torch.cat([readiness + noise, readiness[:1]]))
+        stages = decide(evidence, loosest, finite.min().item()).stages
+        first = torch.cat([ever, torch.ones_like(ever[:1])]).long().argmax(dim=0)
+        assert torch.equal(stages[first == 0], first[first == 0])
+
+
+def test_one_threshold_alone_is_an_evidence_of_one_stage() -> None:
+    evidence, rule = uneven(random_evidence(12, 4, 30, 3)), rules.entropy()
+    threshold = float(sweep(evidence, rule, accuracy).threshold.iloc[20])
+    alone, point = settled(evidence, rule, threshold), at_threshold(evidence, rule, accuracy, threshold)
+    stages = leave_one_by_one(evidence, rule, threshold)
+    assert alone.stages == 1
+    assert alone.predictions[0].tolist() == [evidence.predictions[stage, n].item() for n, stage in enumerate(stages)]
+    assert alone.cost["flops"][0].tolist() == [evidence.cost["flops"][stage, n] for n, stage in enumerate(stages)]
+    assert alone.layers == (round(np.mean([evidence.layers[stage] for stage in stages])),)
+    [row] = fixed_exits(alone, accuracy).itertuples()
+    assert (row.score, row.layers, row.flops) == pytest.approx((point["score"], point["layers"], point["flops"]))
+    # As good as its answers under a rule that votes, which no stage may have given.
+    voted = settled(evidence, rules.vote(), 2)
+    assert voted.predictions[0].tolist() == decide(evidence, rules.vote(), 2).predictions.tolist()
+
+
+def of_checkpoints(seed: int, number: int, stages: int = 4, samples: int = 30) -> list[Evidence]:
+    """Checkpoints of different costs on the same labelled samples."""
+    first, *others = (random_evidence(seed + one, stages, samples, 2) for one in range(number))
+    generator = torch.Generator().manual_seed(seed)
+    whole = [first, *(replace(other, ids=first.ids, labels=first.labels) for other in others)]
+    lengths = torch.rand(number, 1, samples, generator=generator, dtype=torch.float64) + 0.5
+    costs = torch.rand(number, stages, 1, generator=generator, dtype=torch.float64).sort(dim=1).values * 60
+    return [
+        replace(one, cost={**one.cost, "flops": cost * length})
+        for one, cost, length in zip(whole, costs, lengths, strict=True)
+    ]
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10**6), number=st.integers(1, 3), speedup=st.sampled_from([1.0, 1.3, 2.0, 3.0, 6.0]))
+def test_the_blind_policy_is_the_best_mixture_that_a_linear_programme_finds(
+    seed: int, number: int, speedup: float
+) -> None:
+    checkpoints = of_checkpoints(seed, number)
+    labels = checkpoints[0].labels.numpy()
+    scores = [accuracy(answers.numpy(), labels) for one in checkpoints for answers in one.predictions]
+    costs = [
+        float(cost.mean() / one.reference["flops"].mean()) for one in checkpoints for cost in one.cost["flops"].double()
+    ]
+    # Chosen and read on the same samples: what is read is what dev promises.
+    reading = blind_policy([(one, one) for one in checkpoints], speedup, accuracy)
+    if min(costs) > 1 / speedup + 1e-9:
+        assert reading is None
+        return
+    ones = np.ones((1, len(costs)))
+    best = linprog(-np.array(scores), A_ub=[costs], b_ub=[1 / speedup + 1e-12], A_eq=ones, b_eq=[1])
+    assert reading.score(accuracy, labels) == pytest.approx(-best.fun, abs=1e-7)
+    assert 0 <= reading.share <= 1
+
+
+def test_a_blind_policy_is_chosen_on_dev_and_read_elsewhere() -> None:
+    # Three stages, of costs 11, 22 and 33 over 31: dev has the second best, test the third.
+    def right(*counts: int) -> Evidence:
+        hit = torch.stack([(torch.arange(10) < count).float() for count in counts])
+        return make_evidence(torch.stack([1 - hit, hit], dim=-1), [1] * 10)
+
+    dev, test = right(2, 9, 5), right(3, 4, 10)
+    labels = test.labels.numpy()
+    for speedup in (31 / 22, 1.0, 0.5):
+        reading = blind_policy([(dev, test)], speedup, accuracy)
+        assert reading.score(accuracy, labels) == pytest.approx(0.4), speedup
+        # The labels of test have no say, only their place at the end.
+        other = blind_policy([(dev, replace(test, labels=1 - test.labels))], speedup, accuracy)
+        assert other.share == reading.share
+        assert all(map(torch.equal, other.predictions, reading.predictions))
+    # Halfway between the first two in cost, half of the samples through each.
+    reading = blind_policy([(dev, test)], 31 / 16.5, accuracy)
+    assert reading.share == pytest.approx(0.5)
+    assert reading.score(accuracy, labels) == pytest.approx((0.3 + 0.4) / 2)
+    assert blind_policy([(dev, test)], 31 / 11 + 0.01, accuracy) is None
+    # By layers the first stage is 3x.
+    assert blind_policy([(dev, test)], 3.0, accuracy, "layers").score(accuracy, labels) == pytest.approx(0.3)
+
+
+def test_of_stages_that_cost_the_same_dev_chooses_at_exactly_that_cost_too() -> None:
+    # 11 of 91: one over one over it is a digit less than itself.
+    answers = torch.tensor([[[0.0, 1.0]] * 4, [[0.0, 1.0]] * 4])
+    wrong = make_evidence(answers, [0] * 4, reference_layers=9)
+    right = make_evidence(1 - answers, [0] * 4, reference_layers=9)
+    assert 1 / (1 / (11 / 91)) < 11 / 91
+    for order in ([wrong, right], [right, wrong]):
+        reading = blind_policy([(one, one) for one in order], 1 / (11 / 91), accuracy)
+        assert reading.score(accuracy, np.zeros(4, dtype=int)) == 1
+
+
+def test_the_curve_of_blind_policies_runs_from_the_cheapest_stage_to_the_plain_model_s_cost_and_never_falls() -> None:
+    checkpoints = of_checkpoints(3, 2, samples=200)
+    curve = blind_curve([(one, one) for one in checkpoints], accuracy, points=9)
+    cheapest = min(float(one.cost["flops"][0].mean() / one.reference["flops"].mean()) for one in checkpoints)
+    assert len(curve) == 9
+    assert (1 / curve.flops_speedup).tolist() == pytest.approx(np.linspace(cheapest, 1, 9).tolist())
+    assert curve.score.is_monotonic_increasing
+    for row in curve.itertuples():
+        reading = blind_policy([(one, one) for one in checkpoints], row.flops_speedup, accuracy)
+        assert row.score == reading.score(accuracy, checkpoints[0].labels.numpy())
+    by_layers = blind_curve([(checkpoints[0], checkpoints[0])], accuracy, "layers")
+    assert by_layers.layer_speedup.iloc[[0, -1]].tolist() == pytest.approx([4, 1])
+
+
+def test_a_blind_policy_needs_a_checkpoint_and_labels_of_dev() -> None:
+    one = random_evidence(0, 2, 5, 2)
+    for checkpoints in ([], [(one, one), (replace(one, labels=None), one)]):
+        with pytest.raises(InputError, match="chosen on dev"):
+            blind_policy(checkpoints, 1.0, accuracy)
