@@ -43,7 +43,8 @@ def tradeoff(
 
     Args:
         curves: name -> a curve of `tradeoff.sweep`; with columns low and high (`intervals.with_band`) in its band;
-            names in `dashed` are drawn dashed and without one, those in `grey` step back.
+            names in `dashed` are drawn dashed and without one, those in `grey` step back (more than two of them as
+            "others").
         metric: name of the score.
         points: name -> operating points that nothing connects, such as one model each.
         fixed: name of the checkpoint -> its `tradeoff.fixed_exits`, the first baseline.
@@ -64,8 +65,10 @@ def tradeoff(
         axes.scatter(chosen[column], chosen.score, s=60, label=name, zorder=3, **looks[name])
     for name, curve in curves.items():
         look = looks[name] if len(curve) <= 12 else {"color": looks[name]["color"]}
-        width = 1.0 if name in grey else 1.8
-        _coin_line(axes, curve, column, "--" if name in dashed else "-", linewidth=width, label=name, **look)
+        width, style = (1.0 if name in grey else 1.8), ("--" if name in dashed else "-")
+        # Many grey lines are one group: their names would tell nobody which is which.
+        label = name if name not in grey or len(grey) <= 2 else "others" if name == grey[0] else "_nolegend_"
+        _coin_line(axes, curve, column, style, linewidth=width, label=label, **look)
         if "low" in curve and name not in (*grey, *dashed):  # many bands are none
             edge = curve.sort_values(column)
             axes.fill_between(edge[column], edge.low, edge.high, color=look["color"], alpha=0.12, linewidth=0)
