@@ -61,4 +61,4 @@ def load_baselines(setting: Setting, profile: str) -> Baselines:
     runs = [load_or_train(method, setting) for method in (deebert.METHOD, pabee.METHOD)]
     linear = load_or_train(deebert.METHOD, setting, poolers="none")
     depths = budget_of(profile, runs[0].test.reference_layers).shallow_depths
-    return Baselines(*runs, linear, finetuned.baselines(setting, depths))
+    return Baselines(*runs, linear, finetuned.baselines(setting, list(depths)))

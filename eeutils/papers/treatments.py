@@ -21,7 +21,6 @@ from eeutils.models.exits import pool_tokens
 from eeutils.papers.badge import BypassExit
 from eeutils.papers.cascadebert import annotate, difficulty_loss
 from eeutils.papers.consistentee import OPERATING_POINT, log_leaving
-from eeutils.papers.controls.prototypes_afterwards import prototypes_answer
 from eeutils.training.runs import Run
 
 BYPASS_SHARE = 0.05
@@ -117,10 +116,8 @@ def collapse(run: Run) -> Treatment:
 
 def prototypes(run: Run) -> Treatment:
     """DE3-BERT: how much worse the nearest prototype answers than the classifiers do, mean over exits, on dev."""
-    labels, sides = run.dev.labels.numpy(), (prototypes_answer(run.dev), run.dev)
-    nearest, linear = (
-        float(np.mean([run.metric(answers, labels) for answers in side.predictions.numpy()])) for side in sides
-    )
+    labels, sides = run.dev.labels.numpy(), (run.dev.extras["distances"].argmin(dim=-1), run.dev.predictions)
+    nearest, linear = (float(np.mean([run.metric(answers, labels) for answers in side.numpy()])) for side in sides)
     found = f"the nearest prototype scores {nearest:.3f} and the classifiers {linear:.3f} (at most {BEHIND:g} less)"
     return Treatment(run.method.title, found, nearest >= linear - BEHIND)
 

@@ -230,7 +230,8 @@ def test_baselines_are_three_checkpoints_in_their_bands_and_the_best_blind_polic
     # As fast as the cheapest exit of all, the one without a pooler, and at each speed what dev prefers.
     fastest = tradeoff.fixed_exits(base.linear.test, base.linear.metric).flops_speedup.iloc[0]
     assert base.blind.flops_speedup.iloc[0] == pytest.approx(fastest)
-    runs = (base.deebert, base.pabee, base.linear)
+    shallow = load_or_train(finetuned.METHOD, setting, progress=False, layers=2)
+    runs = (base.deebert, base.pabee, base.linear, shallow)
     for row in (base.blind.iloc[0], base.blind.iloc[12]):
         reading = tradeoff.blind_policy([(run.dev, run.test) for run in runs], row.flops_speedup, base.pabee.metric)
         assert row.score == reading.score(base.pabee.metric, base.pabee.test.labels.numpy())

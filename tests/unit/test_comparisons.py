@@ -25,7 +25,7 @@ from eeutils.exiting.comparisons import (
 from eeutils.exiting.evidence import Evidence
 from eeutils.exiting.intervals import Interval, bootstrap
 from eeutils.papers import comparisons as papers_comparisons
-from eeutils.papers.comparisons import COMPARISONS, judged
+from eeutils.papers.comparisons import ABOUT_TREATMENTS, COMPARISONS, judged
 from tests.helpers import accuracy, make_evidence, negative_error, random_evidence
 
 SAMPLES = 60
@@ -230,6 +230,7 @@ def test_what_papers_claim_is_in_the_ledger_and_about_that_paper_s_own_curve() -
         getattr(papers_comparisons, name)
         for name in ("PLAIN", "ALL_EXITS", "CONSTANT", "UNREGULARISED", "NO_TERM", "SUM", "PROTOTYPES")
     }
+    assert set(claims) >= ABOUT_TREATMENTS
     for comparison in COMPARISONS:
         assert comparison.ours.name.startswith(titles[claims[comparison.claim].paper]), comparison
         assert {comparison.ours.name, comparison.theirs.name} <= {*titles.values(), *controls}, comparison

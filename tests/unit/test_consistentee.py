@@ -216,21 +216,6 @@ def test_learning_again_with_the_same_seed_is_the_same_and_leaves_the_global_ran
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_best_epoch_is_the_one_of_the_highest_reward_at_the_operating_point_by_hand() -> None:
-    # Two samples of class 0. The first leaves at layer 1 (p = 0.6 >= 0.5), the second at the last of two.
-    logits = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [3.0, 0.0]]])
-    evidence = make_evidence(logits, [0, 0], policy=torch.tensor([[0.6, 0.4], [0.0, 0.0]]))
-    at_first, at_second = math.log(1 + math.exp(-1)), math.log(1 + math.exp(-3))
-    # The first is memorized at layer 1, so that a layer costs 0.2 * (1 - 1 / 2); the second at layer 2, so nothing.
-    wanted = (-at_first - 0.1 - at_second) / 2
-    reward = consistentee.operating_reward(ConsistentOptions(speed_weight=0.2), evidence, lambda *_: 0.0)
-    assert reward == pytest.approx(wanted, rel=1e-5)
-    # At a constant price both pay for every layer they ran.
-    options = ConsistentOptions(speed_weight=0.2, hardness="constant")
-    reward = consistentee.operating_reward(options, evidence, lambda *_: 0.0)
-    assert reward == pytest.approx((-at_first - 0.2 - at_second - 0.4) / 2, rel=1e-5)
-
-
 @pytest.mark.parametrize(
     ("name", "papers_own"),
     [("hardness", "memorized"), ("gradient", "sampled"), ("consistent", "one exit"), ("memorized", "in-sample")],

@@ -213,6 +213,7 @@ def test_ninety_of_a_hundred_90_percent_intervals_hold_the_truth() -> None:
 
 def test_an_interval_prints_itself() -> None:
     assert str(Interval(0.81239, 0.8, 0.825)) == "0.812 [0.800, 0.825]"
+    assert str(Interval(-0.0001, -0.0004, -0.0)) == "0.000 [0.000, 0.000]", "nothing is below nothing"
 
 
 @pytest.mark.parametrize(

@@ -332,7 +332,7 @@ def test_the_table_of_readme_marks_the_best_and_who_is_above_or_below_the_blind_
         "| best blind policy | 0.770 | 0.770 |",
         "| plain model, 1x | 0.810 | 0.810 |",
     ]
-    assert "Scores at 2x in FLOPs, mean over 3 seeds, profile quick, minilm-l6." in lines[-1]
+    assert "Scores at 2x in FLOPs, 3 seeds, profile quick, minilm-l6." in lines[-1]
     with pytest.raises(InputError, match="make study"):
         headline.headline_table(with_plain(movie), 7.0)
 
