@@ -68,6 +68,6 @@ def searched(method: str, what: str, symbol: str) -> str:
     tried = ", ".join(f"{area:.3f} at {value:g}" for value, area in areas.items())
     places = ", ".join(dict.fromkeys(f"{row.task}, seed {row.seed}" for row in rows.itertuples()))
     return (
-        f"The study searched {symbol} on dev ({places}; area under the curve of FLOPs from 3x to 1x): {tried}; in use "
+        f"The study searched {symbol} on dev ({places}; area under the curve over FLOPs): {tried}; in use "
         f"is {listed([f'{value:g}' for value in used])}, highest is {areas.idxmax():g}."
     )
