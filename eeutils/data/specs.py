@@ -69,9 +69,10 @@ _CARD_FIELDS = {"title": str, "texts": list, "label": str, "classes": list, "met
 
 def number_task(task: str) -> str:
     """The task whose answer is a number and whose texts are those of `task`, or the nearest that there is."""
-    if f"{TASKS[task].corpus if task in TASKS else task}-valence" in TASKS:
-        return f"{TASKS[task].corpus}-valence"
-    return "stsb" if spec_of(task).source == "glue" else "movie-valence"
+    spec = spec_of(task)
+    if f"{spec.corpus}-valence" in TASKS:
+        return f"{spec.corpus}-valence"
+    return "stsb" if spec.source == "glue" else "movie-valence"
 
 
 def read_card(folder: str) -> dict[str, Any]:

@@ -150,25 +150,27 @@ def area_difference(
 ) -> Interval:
     """The area under our curve minus that under theirs (`tradeoff.area` in FLOPs, from a cost fraction of `low` to 1),
     paired over the same labelled samples. Thresholds and costs stay where they are while samples are drawn anew."""
-    curves = [sweep(*side, metric, points=points) for side in (ours, theirs)]
-    answers = [
-        [decide(*side, threshold).predictions.numpy() for threshold in curve.threshold]
-        for side, curve in zip((ours, theirs), curves, strict=True)
-    ]
     labels = ours[0].labels.numpy()
 
-    def of(side: int, rows: np.ndarray) -> float:
-        scores = [metric(each[rows], labels[rows]) for each in answers[side]]
-        return area(curves[side].assign(score=scores), low=low)
+    def of(side: tuple[pd.DataFrame, list[np.ndarray]], rows: np.ndarray) -> float:
+        curve, answers = side
+        return area(curve.assign(score=[metric(each[rows], labels[rows]) for each in answers]), low=low)
 
-    return paired_difference(of, [0], [1], len(labels), resamples=resamples)
+    sides = ([_with_answers(*side, metric, points)] for side in (ours, theirs))
+    return paired_difference(of, *sides, len(labels), resamples=resamples)
+
+
+def _with_answers(evidence: Evidence, rule: Rule, metric: Metric, points: int) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """A curve of at most `points` thresholds, and what all samples are answered at each of them."""
+    curve = sweep(evidence, rule, metric, points=points)
+    return curve, [decide(evidence, rule, threshold).predictions.numpy() for threshold in curve.threshold]
 
 
 def with_band(evidence: Evidence, rule: Rule, metric: Metric, points: int = 24, resamples: int = 200) -> pd.DataFrame:
     """A trade-off curve of at most `points` thresholds with its 95% band over samples: columns low and high beside
     those of `tradeoff.sweep`. Two bands that overlap may still be told apart: their samples are the same."""
-    curve, labels = sweep(evidence, rule, metric, points=points), evidence.labels.numpy()
-    answers = [decide(evidence, rule, threshold).predictions.numpy() for threshold in curve.threshold]
+    curve, answers = _with_answers(evidence, rule, metric, points)
+    labels = evidence.labels.numpy()
     bands = [score_interval(metric, [answer], labels, resamples=resamples) for answer in answers]
     return curve.assign(low=[band.low for band in bands], high=[band.high for band in bands])
 

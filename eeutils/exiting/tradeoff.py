@@ -182,23 +182,34 @@ def blind_policy(
     Raises:
         InputError: no checkpoint, or no labels.
     """
+    return _best_blind(_blind_stages(checkpoints, metric, axis), speedup)
+
+
+_BlindStage = tuple[float, float, Tensor]
+"""A stage that answers everybody: its cost fraction, its score on dev, and its answers."""
+
+
+def _blind_stages(checkpoints: Sequence[Checkpoint], metric: Metric, axis: str) -> list[_BlindStage]:
     if not checkpoints or any(dev.labels is None for dev, _ in checkpoints):
         raise InputError("a blind policy is chosen on dev: give at least one checkpoint, and its labelled dev evidence")
-    options = []
+    stages = []
     for dev, evidence in checkpoints:
-        reference = float(evidence.reference[axis].double().mean())
-        costs = evidence.cost[axis].double().mean(dim=1) / reference
+        costs = evidence.cost[axis].double().mean(dim=1) / float(evidence.reference[axis].double().mean())
         for stage, cost in enumerate(costs.tolist()):
             score = float(metric(dev.predictions[stage].numpy(), dev.labels.numpy()))
-            options.append((cost, score, evidence.predictions[stage]))
-    affordable = [option for option in options if option[0] <= 1 / speedup + 1e-9]
+            stages.append((cost, score, evidence.predictions[stage]))
+    return stages
+
+
+def _best_blind(stages: Sequence[_BlindStage], speedup: float) -> Reading | None:
+    affordable = [stage for stage in stages if stage[0] <= 1 / speedup + 1e-9]
     if not affordable:
         return None
-    best = max(affordable, key=lambda option: (option[1], -option[0]))
+    best = max(affordable, key=lambda stage: (stage[1], -stage[0]))
     # A mixture of one within the budget and a better one beyond it, at exactly the budget.
     share, first, second, highest = 1.0, best, best, best[1]
     for cheap in affordable:
-        for dear in options:
+        for dear in stages:
             if dear[0] > 1 / speedup + 1e-9 and dear[1] > cheap[1]:
                 part = min((dear[0] - 1 / speedup) / (dear[0] - cheap[0]), 1.0)
                 mixed = part * cheap[1] + (1 - part) * dear[1]
@@ -211,13 +222,11 @@ def blind_curve(
     checkpoints: Sequence[Checkpoint], metric: Metric, axis: str = "flops", points: int = 25
 ) -> pd.DataFrame:
     """`blind_policy` from the cheapest stage's speed-up to 1x: columns score and the axis' speed-up."""
-    cheapest = min(
-        float(evidence.cost[axis].double().mean(dim=1).min() / evidence.reference[axis].double().mean())
-        for _, evidence in checkpoints
-    )
+    stages = _blind_stages(checkpoints, metric, axis)
+    cheapest = min(cost for cost, _, _ in stages)
     speedups = 1 / np.linspace(cheapest, max(cheapest, 1.0), points)
     labels = checkpoints[0][1].labels.numpy()
-    scores = [blind_policy(checkpoints, speedup, metric, axis).score(metric, labels) for speedup in speedups]
+    scores = [_best_blind(stages, speedup).score(metric, labels) for speedup in speedups]
     return pd.DataFrame({"score": scores, SPEEDUPS[axis]: speedups})
 
 

@@ -7,6 +7,7 @@ on dev or on the training samples, never on test.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from eeutils.exiting.calibration import agreement
 from eeutils.exiting.evidence import Evidence
-from eeutils.exiting.intervals import bootstrap
+from eeutils.exiting.intervals import paired_difference
 from eeutils.exiting.rules import policy
 from eeutils.exiting.tradeoff import decide
 from eeutils.models.exits import pool_tokens
@@ -72,11 +73,7 @@ def diversity(with_term: Run, without: Run) -> Treatment:
         same = agreement(evidence.take(torch.from_numpy(rows)))
         return 1 - float((same.sum() - len(same)) / (len(same) * (len(same) - 1)))
 
-    more = bootstrap(
-        lambda _, rows: disagreement(with_term.dev, rows) - disagreement(without.dev, rows),
-        with_term.dev.samples,
-        resamples=200,
-    )
+    more = paired_difference(disagreement, [with_term.dev], [without.dev], with_term.dev.samples, resamples=200)
     found = f"two exits disagree on {more} more of dev with the diversity term than without (above 0 needed)"
     return Treatment(with_term.method.title, found, more.low > 0)
 
@@ -112,6 +109,14 @@ def collapse(run: Run) -> Treatment:
         f"of the sample (at least {INFORMATION:g})"
     )
     return Treatment(run.method.title, found, commonest <= COMMONEST and information >= INFORMATION)
+
+
+def collapse_of_most(runs: Sequence[Run]) -> Treatment:
+    """`collapse` of several models that are points of one curve: it needs points that are no single exit, most of
+    them."""
+    checks = [collapse(run) for run in runs]
+    took = sum(check.took for check in checks) > len(checks) / 2
+    return Treatment(runs[0].method.title, "; ".join(check.found for check in checks), took)
 
 
 def prototypes(run: Run) -> Treatment:

@@ -11,14 +11,9 @@ from eeutils.exiting.intervals import Interval
 def difference(interval: Interval | None) -> str:
     """A difference with its interval, and that it is not told from 0 where the interval contains 0; None could not be
     read."""
-    if interval is None:
-        return "out of reach"
-    numbers = (interval.estimate, interval.low, interval.high)
-    if not all(map(math.isfinite, numbers)):
-        return "undefined here"
-    estimate, low, high = (f"{number:+.3f}" for number in numbers)
-    told = "" if interval.low > 0 or interval.high < 0 else ", not told from 0"
-    return f"{estimate} [{low}, {high}]{told}"
+    if unreadable := _unreadable(interval):
+        return unreadable
+    return _signed(interval) + ("" if better(interval) or worse(interval) else ", not told from 0")
 
 
 def listed(words: Sequence[str]) -> str:
@@ -29,20 +24,18 @@ def listed(words: Sequence[str]) -> str:
 
 def compared(interval: Interval | None) -> str:
     """What a difference of scores says of two sides, as a verb: "beats", "loses to", or that it says nothing."""
-    if interval is None or not all(map(math.isfinite, (interval.low, interval.high))):
+    if _unreadable(interval):
         return "cannot be compared with"
-    return "beats" if interval.low > 0 else "loses to" if interval.high < 0 else "cannot be told from"
+    return "beats" if better(interval) else "loses to" if worse(interval) else "cannot be told from"
 
 
 def told(difference: Interval | None, what: str = "sentences") -> str:
     """A difference as the end of a sentence that begins "A minus B is": whether it can be told from 0, and on how
     much."""
-    if difference is None:
-        return "out of reach"
-    if not (math.isfinite(difference.low) and math.isfinite(difference.high)):
-        return "undefined here"
-    if difference.low > 0 or difference.high < 0:
-        return f"{_signed(difference)}, {'above' if difference.low > 0 else 'below'} 0"
+    if unreadable := _unreadable(difference):
+        return unreadable
+    if better(difference) or worse(difference):
+        return f"{_signed(difference)}, {'above' if better(difference) else 'below'} 0"
     units = "" if difference.units is None else f" on {difference.units:,} {what}"
     return f"{_signed(difference)}, which cannot be told from 0{units}"
 
@@ -59,3 +52,11 @@ def worse(difference: Interval | None) -> bool:
 
 def _signed(difference: Interval) -> str:
     return f"{difference.estimate:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+
+
+def _unreadable(difference: Interval | None) -> str:
+    """Why a difference says nothing; empty where it has an interval."""
+    if difference is None:
+        return "out of reach"
+    numbers = (difference.estimate, difference.low, difference.high)
+    return "" if all(map(math.isfinite, numbers)) else "undefined here"

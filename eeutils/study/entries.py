@@ -130,6 +130,11 @@ PABEE_ENTROPY = "PABEE's exits, entropy"
 TWICE = {"epochs": 2.0}
 
 
+def bypass_label(wiring: str) -> str:
+    """What the control is called whose bypasses are wired that way."""
+    return f"BADGE, {wiring}"
+
+
 def hash_label(function: str) -> str:
     """What the control is called in which tokens are ordered by that function and share all layers."""
     return f"HashEE, {function}"
@@ -160,7 +165,7 @@ ENTRIES = (
     Entry("DeeBERT, shared pooler", _one(deebert.METHOD, poolers="shared"), entropy(), CONTROL),
     *(
         Entry(
-            f"BADGE, {wiring}",
+            bypass_label(wiring),
             _one(badge.METHOD, wiring=wiring),
             own_rule(badge.METHOD),
             CONTROL,
@@ -278,7 +283,7 @@ def train(profile: str, setting: Setting, name: str) -> None:
     if name not in (names := method_names(task, backbone)):
         raise unknown(f"method of the study on {task}", name, names)
     for entry in entries_for(task, backbone):
-        for wanted in entry.wanted(_budget(profile, backbone)):
+        for wanted in entry.wanted(budget_for(profile, backbone)):
             if wanted.method.name == name:
                 wanted.train(setting)
 
@@ -289,7 +294,7 @@ SEARCHED = "quick"
 
 def train_search(setting: Setting, name: str) -> None:
     """Train the trials of one method that are not there yet; the setting is of the profile `SEARCHED`."""
-    for trials in search_of(_budget(SEARCHED, setting.backbone)).values():
+    for trials in search_of(budget_for(SEARCHED, setting.backbone)).values():
         for trial in trials:
             if trial.wanted.method.name == name:
                 trial.wanted.train(setting)
@@ -336,7 +341,7 @@ class Result:
 
 def result_of(entry: Entry, profile: str, setting: Setting) -> Result | None:
     """An entry's runs, or None where one of them has not been trained."""
-    runs = [wanted.find(setting) for wanted in entry.wanted(_budget(profile, setting.backbone))]
+    runs = [wanted.find(setting) for wanted in entry.wanted(budget_for(profile, setting.backbone))]
     return Result(entry, setting, tuple(runs)) if all(runs) else None
 
 
@@ -366,5 +371,6 @@ def _phi(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 @lru_cache
-def _budget(profile: str, backbone: str) -> Budget:
+def budget_for(profile: str, backbone: str) -> Budget:
+    """What a profile can afford with an encoder."""
     return budget_of(profile, config_of(backbone).num_hidden_layers)

@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from eeutils.data.specs import TASKS
-from eeutils.errors import InputError
 from eeutils.exiting import claims, tradeoff
 from eeutils.exiting.intervals import Interval
 from eeutils.files import repository_root
@@ -28,7 +26,6 @@ AXES = {"flops": "FLOPs", "layers": "layers"}
 COLUMNS = {
     "scores": ("task", "method", "kind", "axis", "speedup", "score", "low", "high", "kept", "blind", "seeds", *_GAPS),
     "curves": ("task", "seed", "method", "kind", "score", *_SPEEDS),
-    "areas": ("task", "seed", "method", "kind", "axis", "area"),
     "points": ("task", "seed", "method", "threshold", "score", *_SPEEDS),
     "gate": ("task", "method", "layer", "exit", "probe", "gap", "low", "high", "learned", "seeds"),
     "treatments": ("task", "seed", "method", "found", "took"),
@@ -296,28 +293,6 @@ def mean_curves(curves: pd.DataFrame, task: str, axis: str, points: int = 25) ->
     return means
 
 
-def mean_ranks(values: pd.DataFrame, value: str) -> tuple[pd.Series, int]:
-    """The mean rank of each method, 1 the best, over blocks of the same task and seed; ties share their ranks.
-
-    Returns:
-        Ranks of the methods that stand in every block, best first, and the number of blocks.
-    """
-    blocks = values.pivot_table(index=["task", "seed"], columns="method", values=value).dropna(axis="columns")
-    return blocks.rank(axis="columns", ascending=False).mean().sort_values(), len(blocks)
-
-
-def critical_difference(methods: int, blocks: int, level: float = 0.05) -> float:
-    """Nemenyi's critical difference of mean ranks: q sqrt(k (k + 1) / (6 N)), q the studentized range over sqrt(2).
-
-    Raises:
-        InputError: fewer than two methods, or no block.
-    """
-    if methods < 2 or blocks < 1:
-        raise InputError(f"ranks need 2 methods and 1 block or more; got {methods} and {blocks}")
-    q = stats.studentized_range.ppf(1 - level, methods, np.inf) / math.sqrt(2)
-    return float(q * math.sqrt(methods * (methods + 1) / (6 * blocks)))
-
-
 def ledger_table(folder: Path | None = None) -> pd.DataFrame:
     """Every claim with the verdict of its notebook (`NN-claims.csv`), our number, its note, and a guess why it does not
     hold where it does not; "not run" where no notebook has judged it."""
@@ -346,22 +321,6 @@ def verdict_counts(verdicts: pd.Series) -> pd.DataFrame:
     counts = pd.crosstab(pd.Index(kind), verdicts.to_numpy()).rename_axis(index="claims", columns=None)
     order = [*claims.VERDICTS, NOT_RUN]
     return counts.reindex(columns=[name for name in order if name in counts])
-
-
-def across_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Claims over tasks: one line a comparison and speed-up, one column a task, each cell a difference and
-    its interval; the verdict over all tasks stands on the first line of each claim."""
-    cells = [f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]" for row in rows.itertuples()]
-    lines = [
-        f"{row.ours} minus {row.theirs}"
-        + ("" if row.axis == "exits" else f"; at {row.speedup:.3g}x ({AXES[row.axis]})")
-        for row in rows.itertuples()
-    ]
-    table = crossed(rows.assign(comparison=lines), ["claim", "comparison"], "task", cells).fillna("")
-    order = [claim for claim in claims.ledger() if claim in set(rows.claim)]
-    table = pd.concat([table.loc[[claim]] for claim in order]).rename(columns=title_of).reset_index("comparison")
-    verdicts = table.index.map({claim: across_verdict(rows, claim).outcome for claim in order})
-    return table.assign(verdict=verdicts.where(~table.index.duplicated(), ""))
 
 
 def across_verdict(rows: pd.DataFrame, claim: str) -> claims.Verdict:

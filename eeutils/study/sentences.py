@@ -17,9 +17,6 @@ from eeutils.study.page import (
     what_to_use,
 )
 
-BLOCKS = 10
-"""With fewer blocks than that the ranks of ten methods hardly differ by more than chance (Demsar, JMLR 2006)."""
-
 
 def trained_on(runs: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
     """A sentence for each task: seeds, samples, epochs, steps and learning rate of its runs; tasks trained alike share
@@ -98,8 +95,8 @@ def operating_points(points: pd.DataFrame) -> list[str]:
 
 
 def headlines(scores: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
-    """What came out, in three sentences: what to take, what a rule is worth against a blind policy, what entropy alone
-    reaches."""
+    """What came out, in three sentences: what to take at 2x, and how many curves beat the best blind policy at 2x and
+    at 3x."""
     counted = one_of_each_corpus(learned(scores))
     flops = scores[(scores.axis == "flops") & scores.task.isin(counted)]
     if len(flops) == 0:
@@ -139,11 +136,3 @@ def against_the_simplest(scores: pd.DataFrame, simplest: str, speedups: Sequence
         if places:
             sentences.append(f"{title_of(task)} ({metric_name(task)}): {simplest} have {'; '.join(places)}.")
     return sentences
-
-
-def worth_of_ranks(tasks: int, blocks: int) -> str:
-    """What may be read into mean ranks over so many blocks."""
-    counted = f"{blocks} block{'s' * (blocks != 1)} (task and seed) of {tasks} task{'s' * (tasks != 1)}."
-    if tasks < 2 or blocks < BLOCKS:
-        return f"{counted} Too few to mean much: read the ranks as a summary of this page, not as a test."
-    return f"{counted} Seeds of one task are no independent data sets, so the true critical difference is larger."

@@ -27,11 +27,9 @@ from eeutils.exiting.intervals import (
 from eeutils.exiting.rules import NEVER, Rule, fixed
 from eeutils.exiting.tradeoff import Checkpoint, Metric, Reading
 from eeutils.files import atomic_write
-from eeutils.models.backbone import config_of
 from eeutils.models.runtime import Runtime
 from eeutils.models.timing import race, ratio
 from eeutils.papers import badge, cascadebert, consistentee, de3bert, ensemble, finetuned, pabee, treatments
-from eeutils.papers.budgets import budget_of
 from eeutils.papers.comparisons import ABOUT_TREATMENTS, COMPARISONS, NO_TERM, PLAIN, SUM
 from eeutils.papers.treatments import Treatment
 from eeutils.study.entries import (
@@ -42,6 +40,8 @@ from eeutils.study.entries import (
     Entry,
     Result,
     Trial,
+    budget_for,
+    bypass_label,
     entries_for,
     hash_label,
     own_rule,
@@ -52,7 +52,7 @@ from eeutils.study.entries import (
 from eeutils.study.page import AXES, COLUMNS, SPEEDUPS
 from eeutils.training.fingerprint import commit, environment, run_key
 from eeutils.training.loop import best_device
-from eeutils.training.probes import TOLERANCE
+from eeutils.training.probes import learned_exits
 from eeutils.training.runs import KEY_LETTERS, Run, find
 from eeutils.training.settings import Setting
 
@@ -89,8 +89,10 @@ def tables(
             if (of_entry := [result for setting in settings if (result := result_of(entry, profile, setting))])
         }
         if results:
-            for name, reader in READERS.items():
-                rows[name] += [{"task": task, **row} for row in reader(results)]
+            of_task = {name: list(reader(results)) for name, reader in READERS.items()}
+            of_task["claims"] = list(comparisons(results, of_task["gate"], of_task["treatments"]))
+            for name, found in of_task.items():
+                rows[name] += [{"task": task, **row} for row in found]
     rows["search"] = list(search(Setting.from_profile(SEARCHED, tasks[0], backbone, seeds[0])))
     if not any(rows.values()):
         raise InputError(f"nothing of the study has been run: profile {profile}, {backbone}, {', '.join(tasks)}")
@@ -112,15 +114,6 @@ def curves(results: Results) -> Rows:
         thresholds = [1] if result.entry.kind == HEADROOM else None
         swept = tradeoff.sweep(result.test, result.rule, result.metric, thresholds, points=POINTS)
         yield from swept.assign(**_about(result)).to_dict("records")
-
-
-def areas(results: Results) -> Rows:
-    """The mean score between 1x and 2x, one number a curve."""
-    for result in _each(results):
-        if result.entry.kind != HEADROOM:
-            swept = tradeoff.sweep(result.test, result.rule, result.metric)
-            for axis in AXES:
-                yield _about(result) | {"axis": axis, "area": tradeoff.area(swept, axis=axis)}
 
 
 def points(results: Results) -> Rows:
@@ -231,22 +224,9 @@ def gate(results: Results) -> Rows:
             continue
         seen.add(first.runs[0].directory)
         runs = [result.runs[0] for result in of_entry]
-        labels, stages = runs[0].dev.labels.numpy(), runs[0].dev.stages
-        for stage, layer in enumerate(runs[0].dev.layers):
-            exits, probes = (
-                [evidence.predictions[stage].numpy() for evidence in side]
-                for side in ([run.dev for run in runs], [run.probe_dev for run in runs])
-            )
-            gap = difference_interval(first.metric, exits, probes, labels, resamples=RESAMPLES, level=1 - 0.05 / stages)
-            scored = (fmean(first.metric(answers, labels) for answers in side) for side in (exits, probes))
-            yield {
-                "method": label,
-                "layer": layer,
-                **dict(zip(("exit", "probe"), scored, strict=True)),
-                **_numbers(gap, "gap", "low", "high"),
-                "learned": gap.estimate >= -max(TOLERANCE, (gap.high - gap.low) / 2),
-                "seeds": len(runs),
-            }
+        sides = [run.dev for run in runs], [run.probe_dev for run in runs]
+        rows = learned_exits(*sides, first.metric, RESAMPLES)
+        yield from rows.assign(method=label, seeds=len(runs)).to_dict("records")
 
 
 def took(results: Results) -> Rows:
@@ -263,28 +243,26 @@ def took(results: Results) -> Rows:
             treatment = check(result.runs[0], shared[control][number].runs[0] if control else None)
             yield {"seed": result.setting.seed, "method": label, "found": treatment.found, "took": treatment.took}
     for result in results.get(consistentee.METHOD.title, []):
-        checks = [treatments.collapse(run) for run in result.runs if run.method.name == consistentee.METHOD.name]
-        # A curve needs points that are no single exit: most of them.
-        enough = sum(check.took for check in checks) > len(checks) / 2
-        found = "; ".join(check.found for check in checks)
-        yield {"seed": result.setting.seed, "method": consistentee.METHOD.title, "found": found, "took": enough}
+        check = treatments.collapse_of_most([run for run in result.runs if run.method.name == consistentee.METHOD.name])
+        yield {"seed": result.setting.seed, "method": check.name, "found": check.found, "took": check.took}
 
 
-def unlearned(results: Results) -> dict[str, str]:
-    """Label -> that its exits have not learned, so that no verdict may count it."""
+def unlearned(gate: Rows) -> dict[str, str]:
+    """Label -> that its exits have not learned, so that no verdict may count it; from the rows of `gate`."""
     reasons = {}
-    for row in gate(results):
+    for row in gate:
         if not row["learned"]:
             reasons.setdefault(row["method"], f"{row['method']}: the exit at layer {row['layer']} has not learned")
     return reasons
 
 
-def untreated(results: Results) -> dict[str, str]:
-    """Label -> that its treatment did not take on most seeds, so that no claim about that treatment may count it."""
-    checks = pd.DataFrame(list(took(results)), columns=["seed", "method", "found", "took"])
+def untreated(checks: Rows) -> dict[str, str]:
+    """Label -> that its treatment did not take on most seeds, so that no claim about that treatment may count it; from
+    the rows of `took`."""
+    frame = pd.DataFrame(list(checks), columns=["seed", "method", "found", "took"])
     return {
         label: f"{label}: the treatment did not take ({rows.found.iloc[0]})"
-        for label, rows in checks.groupby("method", sort=False)
+        for label, rows in frame.groupby("method", sort=False)
         if rows.took.mean() <= 0.5
     }
 
@@ -322,10 +300,13 @@ def _seconds(runs: Iterable[Run]) -> float:
     return float(sum(run.history.seconds.sum() for run in with_parents(runs)))
 
 
-def comparisons(results: Results) -> Rows:
+def comparisons(results: Results, gate: Rows, checks: Rows) -> Rows:
     """What the claims compare, wherever it needs no other runs than these: the difference with its interval over
-    samples and over the seeds that both sides have. No row where one of those seeds does not reach a speed-up."""
-    metric, unfit, not_taken = next(_each(results)).metric, unlearned(results), untreated(results)
+    samples and over the seeds that both sides have. No row where one of those seeds does not reach a speed-up.
+
+    `gate` and `checks` are the rows of `gate` and `took`: they say what no verdict may count.
+    """
+    metric, unfit, not_taken = next(_each(results)).metric, unlearned(gate), untreated(checks)
 
     def reasons(claim: str, labels: Iterable[str]) -> str:
         of_claim = (not_taken if claim in ABOUT_TREATMENTS else {}) | unfit
@@ -363,7 +344,7 @@ _EVERY, _LAST = slice(None), slice(-1, None)
 EXITS_COMPARED = (
     ("B1a", badge.METHOD.title, pabee.METHOD.title, _EVERY, ", mean over exits"),
     ("B1b", badge.METHOD.title, pabee.METHOD.title, _LAST, ", last exit"),
-    ("B2", badge.METHOD.title, "BADGE, wide-head", _EVERY, ", mean over exits"),
+    ("B2", badge.METHOD.title, bypass_label("wide-head"), _EVERY, ", mean over exits"),
     ("H1a", hash_label("random-type"), hash_label("random-occurrence"), _EVERY, ""),
     *(
         ("H1b", hash_label("random-type"), hash_label(function), _EVERY, "")
@@ -406,16 +387,15 @@ def provenance(results: Results) -> Rows:
 
 READERS: dict[str, Callable[[Results], Rows]] = {
     "curves": curves,
-    "areas": areas,
     "points": points,
     "scores": scores,
     "gate": gate,
     "treatments": took,
     "costs": costs,
-    "claims": comparisons,
     "runs": provenance,
 }
-"""Table -> what reads it from the results of one task; the search has another profile, and times are measured apart."""
+"""Table -> what reads it from the results of one task alone; claims need two of these, the search has another profile,
+and times are measured apart."""
 
 
 def search(setting: Setting) -> Rows:
@@ -423,7 +403,7 @@ def search(setting: Setting) -> Rows:
     for every trial of the search that was run, and how far it is above the default's; of one model that has no curve (a
     window of HashEE, the plain model) its score."""
     rules = {entry.label: entry.rule for entry in entries_for(setting.task, setting.backbone)}
-    budget = budget_of(SEARCHED, _depth(setting))
+    budget = budget_for(SEARCHED, setting.backbone)
     for label, trials in search_of(budget).items():
         tried = [(trial, run) for trial in trials if (run := trial.wanted.find(setting))]
         standard = [run for trial, run in tried if _is_default(trial, run)]
@@ -458,10 +438,6 @@ def search(setting: Setting) -> Rows:
 def _is_default(trial: Trial, run: Run) -> bool:
     default = run.method.options.to_dict()
     return all(by == 1 for by in trial.wanted.times.values()) and default.get(trial.what, trial.value) == trial.value
-
-
-def _depth(setting: Setting) -> int:
-    return config_of(setting.backbone).num_hidden_layers
 
 
 def measure(profile: str, setting: Setting) -> pd.DataFrame:

@@ -6,7 +6,9 @@ the very vector that the exit judges, learned on the same training samples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pandas as pd
@@ -55,23 +57,36 @@ def _answer(probe: Pipeline, vectors: np.ndarray, classes: int) -> np.ndarray:
     return answers
 
 
-def learned_exits(exits: Evidence, probes: Evidence, metric: Metric) -> pd.DataFrame:
+def learned_exits(
+    exits: Evidence | Sequence[Evidence],
+    probes: Evidence | Sequence[Evidence],
+    metric: Metric,
+    resamples: int = 1000,
+) -> pd.DataFrame:
     """The gate: every exit against its probe on the same labelled samples.
 
+    Args:
+        exits, probes: what both say, or what they say for each seed.
+        metric: (predictions, labels) -> score.
+        resamples: draws of each bootstrap.
+
     Returns:
-        One row an exit: layer, exit and probe (scores), gap (exit minus probe) with low and high of its paired
-        interval, learned (the gap is not below minus the larger of `TOLERANCE` and half the interval's width). Of all
-        exits together: the level of the intervals is Bonferroni's, or every fifth checkpoint would fail by chance.
+        One row an exit: layer, exit and probe (scores, means over seeds), gap (exit minus probe) with low and high of
+        its paired interval, learned (the gap is not below minus the larger of `TOLERANCE` and half the interval's
+        width). Of all exits together: the level of the intervals is Bonferroni's, or every fifth checkpoint would fail
+        by chance.
     """
-    level = 1 - 0.05 / exits.stages
-    labels, rows = exits.labels.numpy(), []
-    for layer, ours, theirs in zip(exits.layers, exits.predictions.numpy(), probes.predictions.numpy(), strict=True):
-        gap = difference_interval(metric, [ours], [theirs], labels, level=level)
+    by_seed = [[side] if isinstance(side, Evidence) else list(side) for side in (exits, probes)]
+    first = by_seed[0][0]
+    labels, level, rows = first.labels.numpy(), 1 - 0.05 / first.stages, []
+    for stage, layer in enumerate(first.layers):
+        ours, theirs = ([evidence.predictions[stage].numpy() for evidence in side] for side in by_seed)
+        gap = difference_interval(metric, ours, theirs, labels, level=level, resamples=resamples)
         rows.append(
             {
                 "layer": layer,
-                "exit": metric(ours, labels),
-                "probe": metric(theirs, labels),
+                "exit": fmean(metric(answers, labels) for answers in ours),
+                "probe": fmean(metric(answers, labels) for answers in theirs),
                 "gap": gap.estimate,
                 "low": gap.low,
                 "high": gap.high,

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -64,53 +64,53 @@ class Run:
     @cached_property
     def dev(self) -> Evidence:
         """Evidence on dev: for choosing thresholds."""
-        return self._evidence("dev")
+        return self._kept("dev", self._record)
 
     @cached_property
     def test(self) -> Evidence:
         """Evidence on test: for reporting."""
-        return self._evidence("test")
+        return self._kept("test", self._record)
 
     @cached_property
     def train(self) -> Evidence:
         """Evidence on the training samples, recorded when first asked for: what the model says of what it has seen."""
-        return self._evidence("train")
+        return self._kept("train", self._record)
 
-    def _evidence(self, split: str) -> Evidence:
-        path = self.directory / f"evidence-{split}.safetensors"
-        with loop.processes().main_process_first():
-            if not path.exists():
-                record(self.model(), self.samples(split), progress=True).save(path)
-        return Evidence.load(path)
+    def _record(self, split: str) -> None:
+        record(self.model(), self.samples(split), progress=True).save(self._path(split))
 
     @cached_property
     def probe_dev(self) -> Evidence:
         """What linear probes on the vectors of the exits say of dev; an error for a model that is no encoder with
         exits."""
-        return self._probe("dev")
+        return self._kept("probe-dev", self._record_probes)
 
     @cached_property
     def probe_test(self) -> Evidence:
         """The same on test: linear exits on the frozen encoder of this checkpoint, at the cost of its own exits."""
-        return self._probe("test")
+        return self._kept("probe-test", self._record_probes)
 
-    def _probe(self, split: str) -> Evidence:
-        path = self.directory / f"evidence-probe-{split}.safetensors"
+    def _record_probes(self, _: str) -> None:
+        model = self.model()
+        if not isinstance(model, MultiExitModel):
+            raise InputError(f"probes read the vectors of exits on one encoder, and {self.method.title} has none")
+        recorded = {name: record_features(model, self.samples(name)) for name in SPLITS}
+        _save_probes(self.directory, model, self.samples("train"), recorded)
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"evidence-{name}.safetensors"
+
+    def _kept(self, name: str, make: Callable[[str], None]) -> Evidence:
+        """The evidence of that name, made first where it is not there: by one process of those that work together."""
         with loop.processes().main_process_first():
-            if not path.exists():
-                model = self.model()
-                if not isinstance(model, MultiExitModel):
-                    raise InputError(
-                        f"probes read the vectors of exits on one encoder, and {self.method.title} has none"
-                    )
-                recorded = {name: record_features(model, self.samples(name)) for name in SPLITS}
-                _save_probes(self.directory, model, self.samples("train"), recorded)
-        return Evidence.load(path)
+            if not self._path(name).exists():
+                make(name)
+        return Evidence.load(self._path(name))
 
     @property
     def has_probes(self) -> bool:
         """Whether probes stand beside its exits: they do wherever one encoder has several."""
-        return (self.directory / "evidence-probe-dev.safetensors").exists()
+        return self._path("probe-dev").exists()
 
     @cached_property
     def learned(self) -> pd.DataFrame:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from eeutils.errors import InputError
 from eeutils.exiting import claims
@@ -53,42 +52,6 @@ def with_plain(scores: pd.DataFrame, plain: float = 0.81, **about: object) -> pd
     """Scores and those of a plain model that has learned, in both axes at 1x, with other values of some columns."""
     full = score_rows(plain_model={1.0: (plain, 0)})
     return pd.concat([scores, full, full.assign(axis="layers")]).assign(**about)
-
-
-# Demsar, Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 2006, Table 5 (a), alpha = 0.05.
-DEMSAR = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
-
-
-@pytest.mark.parametrize(("methods", "q"), DEMSAR.items())
-def test_the_critical_difference_is_that_of_demsar_s_table(methods: int, q: float) -> None:
-    wanted = q * math.sqrt(methods * (methods + 1) / (6 * 14))
-    assert page.critical_difference(methods, 14) == pytest.approx(wanted, rel=5e-4)
-
-
-@pytest.mark.parametrize(("methods", "blocks"), [(1, 5), (3, 0)])
-def test_ranks_of_one_method_or_no_block_are_refused(methods: int, blocks: int) -> None:
-    with pytest.raises(InputError, match="ranks need"):
-        page.critical_difference(methods, blocks)
-
-
-def test_mean_ranks_share_ties_and_leave_out_who_misses_a_block() -> None:
-    values = {("movie", 0): {"a": 0.9, "b": 0.8, "c": 0.8}, ("movie", 1): {"a": 0.7, "b": 0.9, "c": 0.6, "d": 1.0}}
-    rows = [
-        {"task": task, "seed": seed, "method": method, "area": area}
-        for (task, seed), areas in values.items()
-        for method, area in areas.items()
-    ]
-    ranks, blocks = page.mean_ranks(pd.DataFrame(rows), "area")
-    assert blocks == 2
-    assert ranks.to_dict() == {"a": 1.5, "b": 1.75, "c": 2.75}
-    by_scipy = [stats.rankdata([-block[m] for m in "abc"]) for block in values.values()]
-    assert ranks[list("abc")].tolist() == np.mean(by_scipy, axis=0).tolist()
-
-
-def test_few_blocks_are_said_to_be_few() -> None:
-    assert "Too few" in sentences.worth_of_ranks(tasks=1, blocks=30)
-    assert "Too few" in sentences.worth_of_ranks(tasks=3, blocks=9)
-    assert "Too few" not in sentences.worth_of_ranks(tasks=5, blocks=15)
 
 
 def test_curves_of_two_seeds_are_averaged_at_equal_cost_where_both_reach() -> None:
@@ -468,20 +431,6 @@ def test_over_tasks_only_what_has_learned_is_judged() -> None:
     # Half a width of 0.02 on 800 samples, 0.005 from the bar: 16 times as many.
     assert wide.outcome == "undecided"
     assert "about 13,000 test samples" in wide.note
-
-
-def test_claims_over_tasks_are_one_line_a_comparison_with_the_verdict_on_the_first() -> None:
-    first = compared_on(movie=(0.0, 0.02, ""), mrpc=(0.01, 0.03, ""))
-    second = first[:1].assign(claim="B1a", ours="BADGE, mean over exits", theirs="PABEE, mean over exits", axis="exits")
-    table = page.across_table(pd.concat([first, first[:1].assign(speedup=2.0), second]))
-    assert table.index.tolist() == ["P1", "P1", "B1a"], "in the order of the ledger"
-    assert table.comparison.tolist() == [
-        "PABEE minus plain model at 1x; at 1.5x (FLOPs)",
-        "PABEE minus plain model at 1x; at 2x (FLOPs)",
-        "BADGE, mean over exits minus PABEE, mean over exits",
-    ]
-    assert table["MRPC"].tolist() == ["+0.020 [+0.010, +0.030]", "", ""]
-    assert table.verdict.tolist()[:2] == ["reproduced", ""]
 
 
 def test_what_the_runs_of_each_task_were_trained_on_is_said_once_for_tasks_trained_alike() -> None:

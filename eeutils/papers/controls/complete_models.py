@@ -18,7 +18,7 @@ from eeutils.errors import InputError
 from eeutils.exiting import tradeoff
 from eeutils.exiting.calibration import auroc, difficulty_inversion_score, expected_calibration_error
 from eeutils.exiting.evidence import KINDS, Evidence
-from eeutils.exiting.intervals import Interval, bootstrap
+from eeutils.exiting.intervals import Interval, paired_difference
 from eeutils.exiting.rules import Rule
 from eeutils.training.runs import Run, metric_of
 
@@ -104,22 +104,21 @@ def inversion_difference(
 ) -> Interval:
     """Difficulty inversion score of one confidence minus that of another, on the same samples."""
 
-    def score(rows: np.ndarray) -> float:
-        one, other = (difficulty_inversion_score(sure[rows], hard[rows]) for sure in (ours, theirs))
-        return one - other
+    def score(sure: Tensor, rows: np.ndarray) -> float:
+        return difficulty_inversion_score(sure[rows], hard[rows])
 
-    return bootstrap(lambda _, rows: score(rows), len(hard), resamples=500)
+    return paired_difference(score, [ours], [theirs], len(hard), resamples=500)
 
 
 def calibration_gain(before: Evidence, after: Evidence, stage: int = 0) -> Interval:
     """Calibration error of a stage of one evidence minus that of another: above 0, the second is better calibrated."""
-    sides = [(side.confidence[stage], side.predictions[stage] == side.labels) for side in (before, after)]
+    sides = ([(side.confidence[stage], side.predictions[stage] == side.labels)] for side in (before, after))
 
-    def gain(rows: np.ndarray) -> float:
-        one, other = (expected_calibration_error(sure[rows], right[rows]) for sure, right in sides)
-        return one - other
+    def score(side: tuple[Tensor, Tensor], rows: np.ndarray) -> float:
+        sure, right = side
+        return expected_calibration_error(sure[rows], right[rows])
 
-    return bootstrap(lambda _, rows: gain(rows), before.samples, resamples=500)
+    return paired_difference(score, *sides, before.samples, resamples=500)
 
 
 def elsewhere(run: Run, rule: Rule, threshold: float) -> pd.DataFrame:

@@ -137,13 +137,11 @@ def gain_over(
 ) -> Interval | None:
     """How much more policies score at their operating points than a rule does on the same exits at the same FLOPs:
     their mean, in its interval over the samples. Policies that are a fixed exit do not count; None where all are."""
-    alive = points(policies, metric).commonest <= COMMONEST
     pairs = []
-    for evidence in (evidence for evidence, counts in zip(policies.values(), alive, strict=True) if counts):
-        decision = decide(evidence, policy(), OPERATING_POINT)
-        spent = evidence.cost["flops"].gather(0, decision.stages[None]).double().mean()
-        speedup = float(evidence.reference["flops"].double().mean() / spent)
-        pairs.append((decision.predictions.numpy(), at_speedup(evidence, rule, speedup)))
+    for evidence, point in zip(policies.values(), points(policies, metric).itertuples(), strict=True):
+        if point.commonest <= COMMONEST:
+            answers = decide(evidence, policy(), OPERATING_POINT).predictions.numpy()
+            pairs.append((answers, at_speedup(evidence, rule, point.flops_speedup)))
     if not pairs:
         return None
     labels = next(iter(policies.values())).labels.numpy()

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from eeutils.data.samples import Batch, Samples
 from eeutils.errors import InputError
 from eeutils.exiting.evidence import Evidence
-from eeutils.exiting.tradeoff import Metric
 from eeutils.models.exits import MultiExitModel
 from eeutils.models.record import record_features
 from eeutils.models.stages import Answers, MultiStageModel
@@ -22,12 +21,6 @@ from eeutils.training.loop import Phase, over_exits
 def spaces(model: MultiExitModel) -> list[nn.Module]:
     """The metric spaces with their prototypes: all that the ablation trains."""
     return [model.exit_at(stage).space for stage in range(model.stages)]
-
-
-def nearest_prototype_score(evidence: Evidence, metric: Metric) -> float:
-    """The mean score over exits when the nearest prototype answers: what the metric space alone has learned."""
-    nearest, labels = evidence.extras["distances"].argmin(dim=-1).numpy(), evidence.labels.numpy()
-    return sum(float(metric(answers, labels)) for answers in nearest) / len(nearest)
 
 
 def space_loss(options: De3Options, model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:

@@ -20,7 +20,7 @@ from eeutils.exiting.rules import fixed, policy
 from eeutils.exiting.tradeoff import Metric, decide, fixed_exits, settled
 from eeutils.papers.comparisons import COMPARISONS, judged
 from eeutils.papers.consistentee import OPERATING_POINT
-from eeutils.papers.treatments import collapse
+from eeutils.papers.treatments import collapse_of_most
 from eeutils.training.runs import Run
 
 
@@ -61,10 +61,8 @@ def not_counted(name: str, runs: Sequence[Run]) -> dict[str, str]:
         lost = run.learned.layer[~run.learned.learned.to_numpy() & (taken >= 0.01 * taken.sum())]
         if len(lost):
             return {name: f"{name} has not learned what its vectors can tell at layer {', '.join(map(str, lost))}"}
-    checks = [collapse(run) for run in runs]
-    if sum(check.took for check in checks) <= len(checks) / 2:
-        return {name: f"{name}: the treatment did not take: {'; '.join(check.found for check in checks)}"}
-    return {}
+    check = collapse_of_most(runs)
+    return {} if check.took else {name: f"{name}: the treatment did not take: {check.found}"}
 
 
 def beside(run: Run, rivals: Mapping[str, Curve], metric: Metric) -> dict[str, Interval | None]:

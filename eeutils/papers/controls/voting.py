@@ -14,9 +14,9 @@ from torch import Tensor
 from eeutils.data.samples import Batch
 from eeutils.exiting.calibration import agreement, auroc, error_correlation
 from eeutils.exiting.evidence import Evidence
-from eeutils.exiting.intervals import Interval, bootstrap, difference_interval
+from eeutils.exiting.intervals import Interval, difference_interval, paired_difference
 from eeutils.exiting.rules import NEVER, Rule, patience, vote
-from eeutils.exiting.tradeoff import Metric, at_speedup, at_threshold, decide
+from eeutils.exiting.tradeoff import Metric, Reading, at_speedup, at_threshold, decide
 from eeutils.models.stages import Answers
 from eeutils.papers.ensemble import EnsembleOptions, ensemble_loss
 
@@ -78,12 +78,10 @@ TRAITS: dict[str, Callable[[Evidence, Metric], float]] = {
 def change(trait: str, with_term: Evidence, without: Evidence, metric: Metric) -> Interval:
     """A trait with the diversity term minus that without, paired over samples."""
 
-    def more(_: int, rows: np.ndarray) -> float:
-        drawn = torch.from_numpy(rows)
-        ours, theirs = (TRAITS[trait](evidence.take(drawn), metric) for evidence in (with_term, without))
-        return ours - theirs
+    def score(evidence: Evidence, rows: np.ndarray) -> float:
+        return TRAITS[trait](evidence.take(torch.from_numpy(rows)), metric)
 
-    return bootstrap(more, without.samples, resamples=200)
+    return paired_difference(score, [with_term], [without], without.samples, resamples=200)
 
 
 def changes_of(
@@ -158,16 +156,15 @@ def growth(with_term: Evidence, without: Evidence, speedups: Sequence[float], me
     labels = with_term.labels.numpy()
 
     def at(speedup: float) -> Interval:
-        readings = [
-            [at_speedup(evidence, rule, speedup) for rule in (vote(), patience())] for evidence in (with_term, without)
-        ]
+        sides = (
+            [[at_speedup(evidence, rule, speedup) for rule in (vote(), patience())]]
+            for evidence in (with_term, without)
+        )
 
-        def more(_: int, rows: np.ndarray) -> float:
-            ours, theirs = (
-                voted.score(metric, labels, rows) - patient.score(metric, labels, rows) for voted, patient in readings
-            )
-            return ours - theirs
+        def gain(readings: list[Reading], rows: np.ndarray) -> float:
+            voted, patient = (reading.score(metric, labels, rows) for reading in readings)
+            return voted - patient
 
-        return bootstrap(more, len(labels), resamples=300)
+        return paired_difference(gain, *sides, len(labels), resamples=300)
 
     return [at(speedup) for speedup in speedups]
