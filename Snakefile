@@ -12,6 +12,7 @@ from pathlib import Path
 
 from eeutils.errors import InputError
 from workflow.execute import from_folder, hold, to_folder, validate
+from workflow.waiting import watch
 
 # Jobs run `python -m workflow.execute` in whatever folder --directory names, and that module is not installed.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")]))
@@ -50,12 +51,20 @@ SOURCES = sorted(str(path) for folder, names in FILES.items() for path in Path(f
 # further than one training with two. More than two notebooks at a time take much memory, so only many cores do that.
 CORES = workflow.resource_settings.cores
 THREADS = max(1, CORES // (BATCH.jobs or max(2, CORES // 4))) if CORES else 4  # None on a cluster
+# On a cluster the profile decides (cpus_per_task), and a job knows what it was given.
+OMP = "{threads}" if CORES else "${{SLURM_CPUS_PER_TASK:-{threads}}}"
 
 
 wildcard_constraints:
     task="[^/]+",
     seed="[0-9]+",
     method="[a-z0-9_]+",
+
+
+if not CORES:
+
+    onstart:
+        watch()
 
 
 rule all:
@@ -99,7 +108,7 @@ for NUMBER, (NOTEBOOK, EARLIER) in enumerate(NOTEBOOKS.items()):
             task=lambda wildcards: from_folder(wildcards.task),
             backbone=BATCH.backbone,
         shell:
-            "mkdir -p {output.saved:q} && OMP_NUM_THREADS={threads} MPLBACKEND=Agg "
+            f"mkdir -p {{output.saved:q}} && OMP_NUM_THREADS={OMP} MPLBACKEND=Agg "
             "{params.python:q} -m workflow.execute run --unchecked {input.notebook:q} {output.notebook:q} "
             "-p profile {params.profile:q} -p task {params.task:q} -p backbone {params.backbone:q} "
             "-p seed {wildcards.seed} -p save_to {output.saved:q}"

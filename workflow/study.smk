@@ -76,7 +76,8 @@ rule study_times:
         batch=BATCH,
         task=lambda wildcards: from_folder(wildcards.task),
     shell:
-        "OMP_NUM_THREADS={threads} {params.python:q} -m eeutils.study time {params.batch.profile:q} {params.task:q} "
+        f"OMP_NUM_THREADS={OMP} "
+        "{params.python:q} -m eeutils.study time {params.batch.profile:q} {params.task:q} "
         "{params.batch.backbone:q} {params.batch.seeds[0]} {output:q}"
 
 
@@ -94,7 +95,8 @@ rule study_train:
         task=lambda wildcards: from_folder(wildcards.task),
         command="train",
     shell:
-        "OMP_NUM_THREADS={threads} {params.python:q} -m eeutils.study {params.command} {params.batch.profile:q} "
+        f"OMP_NUM_THREADS={OMP} "
+        "{params.python:q} -m eeutils.study {params.command} {params.batch.profile:q} "
         "{params.task:q} {params.batch.backbone:q} {wildcards.seed} {wildcards.method:q}"
 
 
