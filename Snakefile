@@ -61,10 +61,13 @@ wildcard_constraints:
     method="[a-z0-9_]+",
 
 
-if not CORES:
-
-    onstart:
+onstart:
+    if not CORES:
         watch()
+    if "study" in workflow.dag_settings.targets:
+        from eeutils.study.plan import announce
+
+        logger.warning(announce(BATCH.profile, BATCH.backbone, BATCH.tasks, BATCH.seeds))
 
 
 rule all:

@@ -9,6 +9,7 @@ from eeutils.errors import InputError
 from eeutils.files import atomic_write, repository_root
 from eeutils.study.entries import SEARCHED, train, train_search
 from eeutils.study.headline import write_readme
+from eeutils.study.plan import announce
 from eeutils.study.tables import measure, tables, write
 from eeutils.training.settings import Setting
 
@@ -28,12 +29,20 @@ def main(arguments: list[str] | None = None) -> None:
     many.add_argument("--seeds", nargs="+", type=int, required=True)
     many.add_argument("--times", nargs="*", type=Path, default=[])
     commands.add_parser("readme")
+    planned = commands.add_parser("plan")
+    for argument in ("profile", "backbone"):
+        planned.add_argument(argument)
+    planned.add_argument("--tasks", nargs="+", required=True)
+    planned.add_argument("--seeds", nargs="+", type=int, required=True)
     given = parser.parse_args(arguments)
     try:
         if given.command == "tables":
             write(tables(given.profile, given.backbone, given.tasks, given.seeds, given.times), Path(given.folder))
         elif given.command == "readme":
             write_readme(repository_root() / "README.md")
+        elif given.command == "plan":
+            told = announce(given.profile, given.backbone, given.tasks, given.seeds)
+            sys.stdout.write(f"{told}\n")
         else:
             profile = SEARCHED if given.command == "search" else given.profile
             setting = Setting.from_profile(profile, given.task, given.backbone, given.seed)

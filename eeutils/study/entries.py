@@ -183,7 +183,7 @@ ENTRIES = (
     ),
     Entry(PROTOTYPES, _one(de3bert.METHOD), entropy(), CONTROL, reads=prototypes_afterwards.prototypes_answer),
     Entry(ALL_EXITS, _policies(consistent="all exits"), fixed(), CONTROL, trained_for=_OPERATING),
-    # The mean of 1 - ML / L on the movie sentences: a constant price of the same mean.
+    # A constant price of the same mean: that of 1 - ML / L on the movie sentences, which notebook 05 computes.
     Entry(CONSTANT, _policies(price=0.72, hardness="constant"), fixed(), CONTROL, trained_for=_OPERATING),
     *(Entry(hash_label(name), _one(hashee.METHOD, function=name), fixed(), CONTROL) for name in FUNCTIONS),
     Entry(SUM, _one(ensemble.METHOD, diversity=0.0), own_rule(ensemble.METHOD), CONTROL),

@@ -68,7 +68,8 @@ def write_readme(path: Path) -> None:
         InputError: a file without the marks.
     """
     text = path.read_text(encoding="utf-8")
-    scores, costs = page.read_table("scores"), page.read_table("costs")
+    ground = next(iter(page.grounds()), "")
+    scores, costs = (page.read_table(name, backbone=ground) for name in ("scores", "costs"))
     found = "\n".join(f"- {sentence}" for sentence in headlines(scores, costs))
     for name, block in (("findings", found), ("study", headline_table(scores))):
         begin, end = MARKS[name]

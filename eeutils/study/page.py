@@ -71,10 +71,16 @@ def results_dir() -> Path:
     return Path(os.environ.get("EEUTILS_RESULTS") or repository_root() / "data" / "results")
 
 
-def read_table(name: str, folder: Path | None = None) -> pd.DataFrame:
-    """A table of the study; without rows where it has not been made."""
+def read_table(name: str, folder: Path | None = None, backbone: str | None = None) -> pd.DataFrame:
+    """A table of the study, of one encoder where it is named; without rows where it has not been made."""
     path = (folder or results_dir()) / f"study-{name}.csv"
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*COLUMNS[name], *MADE_WITH])
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=[*COLUMNS[name], *MADE_WITH])
+    return table if backbone is None else table[table.backbone == backbone].reset_index(drop=True)
+
+
+def grounds(folder: Path | None = None) -> list[str]:
+    """The encoders that the study has been run with, in the order of the tables."""
+    return list(dict.fromkeys(read_table("scores", folder).backbone))
 
 
 def short_name(task: str) -> str:

@@ -49,7 +49,7 @@ from eeutils.study.entries import (
     search_of,
     with_parents,
 )
-from eeutils.study.page import AXES, COLUMNS, SPEEDUPS
+from eeutils.study.page import AXES, COLUMNS, SPEEDUPS, read_table
 from eeutils.training.fingerprint import commit, environment, run_key
 from eeutils.training.loop import best_device
 from eeutils.training.probes import learned_exits
@@ -519,7 +519,20 @@ def _each(results: Results) -> Iterator[Result]:
 
 
 def write(frames: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Each table as `folder/study-NAME.csv`, whole or not at all."""
+    """Each table as `folder/study-NAME.csv`, whole or not at all.
+
+    Rows of other tasks and encoders that stand there already stay: a study grows task by task. Of the same task and
+    encoder they are replaced; clocks and the search, which are made apart, only by new ones.
+    """
+    made = _grounds(frames["runs"])
     for name, frame in frames.items():
+        replaced = _grounds(frame) if name in ("times", "search") else made
+        old = read_table(name, folder)
+        kept = old[[ground not in replaced for ground in zip(old.backbone, old.task, strict=True)]]
+        whole = pd.concat([part for part in (kept, frame) if len(part)] or [frame])
         with atomic_write(folder / f"study-{name}.csv") as partial:
-            frame.to_csv(partial, index=False, float_format="%.5g")
+            whole.to_csv(partial, index=False, float_format="%.5g")
+
+
+def _grounds(frame: pd.DataFrame) -> set[tuple[str, str]]:
+    return set(zip(frame.backbone, frame.task, strict=True))

@@ -30,7 +30,7 @@ from eeutils.papers import (
     treatments,
 )
 from eeutils.papers.comparisons import ABOUT_TREATMENTS
-from eeutils.study import entries, page, sentences, tables
+from eeutils.study import entries, page, plan, sentences, tables
 from eeutils.study.__main__ import main
 from eeutils.training import runs, settings
 from eeutils.training.method import Method
@@ -449,6 +449,27 @@ def test_the_command_line_writes_what_the_page_reads(study: SimpleNamespace, tmp
     assert len(sentences.operating_points(read["points"])) == 3
 
 
+def test_a_study_grows_task_by_task(study: SimpleNamespace, tmp_path: Path) -> None:
+    timed = study.frames["times"].reindex(range(1)).assign(task="movie", method="PABEE", backbone=study.backbone)
+    earlier = {**study.frames, "times": timed}
+    others = {name: frame.assign(task="amazon") for name, frame in earlier.items()}
+    larger = {name: frame.assign(backbone="larger") for name, frame in earlier.items()}
+    for frames in (earlier, others, larger):
+        tables.write(frames, tmp_path)
+    changed = {name: frame.head(2) for name, frame in study.frames.items()}
+    tables.write(changed, tmp_path)
+    for name in page.COLUMNS:
+        now, count = page.read_table(name, tmp_path), len(earlier[name])
+        of_each = now.groupby(["task", "backbone"]).size().to_dict()
+        # Clocks were not measured anew, so the old ones stay.
+        assert of_each == {
+            ("movie", study.backbone): 1 if name == "times" else min(2, count),
+            ("amazon", study.backbone): count,
+            ("movie", "larger"): count,
+        }
+        assert page.read_table(name, tmp_path, "larger").task.unique().tolist() == ["movie"]
+
+
 def test_unknown_names_are_refused_in_a_sentence(study: SimpleNamespace) -> None:
     with pytest.raises(InputError, match=r"unknown method of the study on movie 'pabbe' \(did you mean 'pabee'"):
         entries.train("smoke", setting_of(study, 0), "pabbe")
@@ -456,6 +477,23 @@ def test_unknown_names_are_refused_in_a_sentence(study: SimpleNamespace) -> None
         tables.tables("smoke", study.backbone, ["amazon"], [0])
     with pytest.raises(SystemExit, match="error: unknown task 'moive'"):
         main(["train", "smoke", "moive", study.backbone, "0", "pabee"])
+
+
+def test_the_plan_counts_what_is_left(study: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = plan.plan("smoke", study.backbone, ["movie"], SEEDS)
+    # All but DE3-BERT's second seed; each run once, though several lines of the scoreboard read it.
+    assert ahead.runs - ahead.there == 1
+    assert ahead.runs == len(study.frames["runs"]) + 1
+    assert ahead.steps == {"movie": 2}  # 48 samples, one epoch
+    monkeypatch.setattr(plan, "seconds_a_step", lambda setting: 3600.0)
+    told = plan.announce("smoke", study.backbone, ["movie"], SEEDS)
+    assert f"has {ahead.runs} runs; {ahead.there} of them are there. The others take 2 steps: at most about 2.0" in told
+    done = plan.announce("smoke", study.backbone, ["movie"], SEEDS[:1])
+    assert done.endswith("are there: only clocks and tables are left.")
+
+
+def test_a_step_is_measured_on_the_setting_itself(study: SimpleNamespace) -> None:
+    assert 0 < plan.seconds_a_step(setting_of(study, 0)) < 60
 
 
 def planned(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -13,13 +13,14 @@ WAITS = Job("PENDING", "PartitionConfig", "4", "16000M", "rule_notebook_01_wildc
 def test_a_batch_that_no_node_can_run_says_what_it_asks_for_and_what_to_do() -> None:
     told = explain([WAITS, WAITS])
     assert "2 job(s) wait and none runs" in told
-    assert "notebook_01" in told and "4 processor(s) and 16000M" in told
+    assert "notebook_01_wildcards_movie_0, which asks for 4 processor(s) and 16000M" in told
     assert "it will never start: lower cpus_per_task" in told
 
 
 def test_a_busy_cluster_is_told_apart_from_a_hopeless_batch() -> None:
     told = explain([WAITS._replace(reason="Priority"), WAITS._replace(reason="Resources")])
-    assert "other jobs come first" in told and "busy" in told
+    assert "other jobs come first" in told
+    assert "busy" in told
     assert "never" not in told
     assert "see `squeue --me`" in explain([WAITS._replace(reason="QOSMaxJobsPerUserLimit")])
 
