@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,12 +53,15 @@ def plan(profile: str, backbone: str, tasks: Sequence[str], seeds: Sequence[int]
 
 def _trainings(profile: str, setting: Setting) -> list[tuple[Wanted, Setting]]:
     """Every run of one task and seed once, with the runs that they start from."""
-    unique: dict[str, tuple[Wanted, Setting]] = {}
+    unique: dict[Any, tuple[Wanted, Setting]] = {}
     for entry in entries_for(setting.task, setting.backbone):
         for wanted in entry.wanted(budget_for(profile, setting.backbone)):
             while True:
                 own = wanted.setting(setting)
-                unique.setdefault(f"{wanted.method.name} {wanted.options} {own}", (wanted, own))
+                # Options at their defaults or not named at all are the same run.
+                unique.setdefault(
+                    (wanted.method.name, wanted.method.with_options(**wanted.options), own), (wanted, own)
+                )
                 if wanted.method.starts_from is None:
                     break
                 wanted = Wanted(wanted.method.starts_from, times=wanted.times)
