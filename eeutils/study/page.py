@@ -344,6 +344,17 @@ def across_verdict(rows: pd.DataFrame, claim: str) -> claims.Verdict:
     return claims.judge(claim, intervals)
 
 
+def verdicts_by_ground(folder: Path | None = None) -> pd.DataFrame:
+    """Each claim that the study compares (rows) with its verdict over all counted tasks and seeds of each encoder that
+    was studied (columns): which claims depend on depth and size."""
+    columns = {}
+    for ground in grounds(folder):
+        scores, rows = (read_table(name, folder, ground) for name in ("scores", "claims"))
+        counted = rows[rows.task.isin(one_of_each_corpus(learned(scores)))]
+        columns[ground] = {claim: across_verdict(counted, claim).outcome for claim in dict.fromkeys(counted.claim)}
+    return pd.DataFrame(columns).rename_axis("claim")
+
+
 def markdown_table(table: pd.DataFrame) -> str:
     """A table of texts in Markdown, its index as the first column; a third of the size that a notebook's HTML takes."""
     rows = [[table.index.name or "", *table.columns], *(list(row) for row in table.itertuples())]

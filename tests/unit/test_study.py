@@ -304,7 +304,7 @@ def test_readme_changes_between_its_marks_alone(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("EEUTILS_RESULTS", str(tmp_path))
     scores = with_plain(score_rows(A={2.0: (0.80, 0)}))
     scores.to_csv(tmp_path / "study-scores.csv", index=False)
-    COSTS.to_csv(tmp_path / "study-costs.csv", index=False)
+    COSTS.assign(backbone="minilm-l6").to_csv(tmp_path / "study-costs.csv", index=False)
     readme, (found, study) = tmp_path / "README.md", headline.MARKS.values()
     readme.write_text(f"above\n\n{found[0]}\nold\n{found[1]}\n\nbetween\n{study[0]}\n{study[1]}\n\nbelow\n")
     headline.write_readme(readme)
@@ -321,7 +321,9 @@ def test_readme_changes_between_its_marks_alone(tmp_path: Path, monkeypatch: pyt
 
 def test_readme_of_the_repository_holds_the_committed_scores() -> None:
     text = (repository_root() / "README.md").read_text(encoding="utf-8")
-    scores, costs = (page.read_table(name, repository_root() / "data" / "results") for name in ("scores", "costs"))
+    folder = repository_root() / "data" / "results"
+    ground = next(iter(page.grounds(folder)), "")
+    scores, costs = (page.read_table(name, folder, ground) for name in ("scores", "costs"))
     blocks = {
         "findings": "\n".join(f"- {sentence}" for sentence in sentences.headlines(scores, costs)),
         "study": headline.headline_table(scores) if len(scores) else "",
@@ -431,6 +433,22 @@ def test_over_tasks_only_what_has_learned_is_judged() -> None:
     # Half a width of 0.02 on 800 samples, 0.005 from the bar: 16 times as many.
     assert wide.outcome == "undecided"
     assert "about 13,000 test samples" in wide.note
+
+
+def test_claims_are_judged_on_each_encoder_apart(tmp_path: Path) -> None:
+    middle = {1.5: (0.7, -0.1)}
+    scores = score_rows(A={2.0: (0.80, 0)}, fixed_exits=middle)
+    scores = with_plain(pd.concat([scores, scores.assign(axis="layers")]))
+    told = {"small": compared_on(movie=(0.0, 0.02, "")), "large": compared_on(movie=(-0.1, -0.05, ""))}
+    for name, tables in (("scores", dict.fromkeys(told, scores)), ("claims", told)):
+        frames = [frame.assign(backbone=backbone) for backbone, frame in tables.items()]
+        pd.concat(frames).to_csv(tmp_path / f"study-{name}.csv", index=False)
+    assert page.grounds(tmp_path) == ["small", "large"]
+    assert page.verdicts_by_ground(tmp_path).loc["P1"].to_dict() == {
+        "small": "reproduced",
+        "large": "not reproduced",
+    }
+    assert len(page.verdicts_by_ground(Path("nowhere"))) == 0
 
 
 def test_what_the_runs_of_each_task_were_trained_on_is_said_once_for_tasks_trained_alike() -> None:
