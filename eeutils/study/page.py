@@ -333,7 +333,7 @@ def across_verdict(rows: pd.DataFrame, claim: str) -> claims.Verdict:
     """A claim's verdict by the intervals of all tasks and speed-ups together; those of lines whose exits have not
     learned or whose treatment did not take do not count."""
     own = rows[rows.claim == claim]
-    reasons = own.unfit.fillna("")
+    reasons = own.unfit.astype(object).fillna("")  # a file without any reason is read as numbers
     if (reasons != "").all():
         return claims.not_testable(claim, reasons.iloc[0])
     counted = own[reasons == ""]
