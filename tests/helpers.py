@@ -1,7 +1,8 @@
 """What several test modules build: evidence or answers from logits, one of every rule, a metric."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,8 @@ def make_evidence(
 def random_evidence(
     seed: int, stages: int, samples: int, classes: int, scale: float = 3.0, step: float | None = None
 ) -> Evidence:
-    """Random logits, rounded to multiples of `step` so that ties happen; labels, a policy, distances (some 0)."""
+    """Random logits, rounded to multiples of `step` so that ties happen; labels, a policy, uncertainties, distances
+    (some 0)."""
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(stages, samples, classes, generator=generator)
     if step is not None:
@@ -65,7 +67,8 @@ def random_evidence(
     ids = torch.randperm(10 * samples, generator=generator)[:samples]
     policy = torch.rand(stages, samples, generator=generator)
     distances = (4 * torch.rand(stages, samples, classes, generator=generator)).round() / 2
-    return make_evidence(logits, labels, ids=ids, policy=policy, distances=distances)
+    uncertainty = torch.rand(stages, samples, generator=generator)
+    return make_evidence(logits, labels, ids=ids, policy=policy, distances=distances, uncertainty=uncertainty)
 
 
 def answers_of(logits: Tensor, **extras: Tensor) -> Answers:
@@ -93,6 +96,7 @@ def every_rule() -> dict[str, Rule]:
         rules.harmonic(rules.distance_ratio(), rules.entropy()),
         rules.distance_ratio(),
         rules.policy(),
+        rules.learned(),
         rules.fixed(),
         rules.random(7),
         rules.oracle(),
@@ -108,6 +112,7 @@ def regression_rules() -> dict[str, Rule]:
         rules.divergence("kl", "max"),
         rules.sustained(rules.patience(0.5), 2),
         rules.policy(),
+        rules.learned(),
         rules.fixed(),
         rules.random(7),
     ]
@@ -122,3 +127,17 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 def negative_error(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Minus the mean absolute error: a score for regression, larger is better."""
     return -float(np.abs(predictions - labels).mean())
+
+
+def interrupted_at(step: int, objective: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An objective whose training is interrupted at its given call (from 1)."""
+    calls = 0
+
+    def loss(*arguments: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise KeyboardInterrupt
+        return objective(*arguments)
+
+    return loss

@@ -290,6 +290,27 @@ def policy() -> Rule:
     return Rule("policy", readiness, regression=True, reads=1)
 
 
+def learned() -> Rule:
+    """1 - u, u the learned probability that this stage is wrong, from the extra "uncertainty" (S, N) (BERxiT's learning
+    to exit). For regression u stands for an error, |tanh(y_s - y)|."""
+
+    def readiness(evidence: Evidence) -> Tensor:
+        return 1 - _extra(evidence, "uncertainty", "learned", "BERxiT")
+
+    return Rule("learned", readiness, regression=True, reads=1)
+
+
+def unless_skipped(rule: Rule) -> Rule:
+    """A rule on a model that skips layers: never ready where a layer was skipped, for its exit was not looked at, from
+    the extra "skipped" (S, N) (SmartBERT)."""
+
+    def readiness(evidence: Evidence) -> Tensor:
+        skipped = _extra(evidence, "skipped", rule.name, "SmartBERT") > 0
+        return rule.readiness(evidence).double().masked_fill(skipped, -math.inf)
+
+    return replace(rule, readiness=readiness)
+
+
 def _extra(evidence: Evidence, name: str, rule: str, method: str) -> Tensor:
     if name not in evidence.extras:
         raise InputError(f"rule {rule!r} needs evidence with the extra {name!r}; record it from a {method} model")

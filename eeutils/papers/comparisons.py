@@ -11,7 +11,21 @@ from eeutils.exiting.claims import Verdict, not_testable
 from eeutils.exiting.comparisons import Comparison, Curve, Curves, Side, evaluate, verdict
 from eeutils.exiting.rules import distance_ratio, entropy, fixed, patience
 from eeutils.exiting.tradeoff import Metric
-from eeutils.papers import badge, cascadebert, consistentee, de3bert, deebert, ensemble, hashee, pabee
+from eeutils.papers import (
+    badge,
+    berxit,
+    cascadebert,
+    consistentee,
+    de3bert,
+    deebert,
+    ensemble,
+    fastbert,
+    hashee,
+    l2w,
+    pabee,
+    pceebert,
+    smartbert,
+)
 
 PLAIN, FIXED = "plain model", "fixed exits"
 ALL_EXITS, CONSTANT = "ConsistentEE, all exits right", "ConsistentEE, constant price"
@@ -19,11 +33,21 @@ UNREGULARISED = "DE3-BERT without its regulariser"
 NO_TERM = "CascadeBERT without its difficulty term"
 SUM = "plain sum"
 PROTOTYPES = "DE3-BERT, prototypes answer"
+EXITING, SKIPPING = "SmartBERT, exits alone", "SmartBERT, skipping alone"
+SOFT, SAME_LAYERS, COINS = "SmartBERT, soft weights", "SmartBERT, same layers for all", "SmartBERT, coins for gates"
+ALIKE, BY_DEPTH = "joint training, all exits alike", "joint training, deeper exits more"
+POOLER_STUDENTS = "FastBERT, students with poolers"
+LEARNED = "PABEE's exits, best learned rule"
+CALIBRATED = "PCEE-BERT, calibrated exits"
 """Controls that only a notebook has."""
 
 _DEEBERT, _PABEE, _BADGE = deebert.METHOD.title, pabee.METHOD.title, badge.METHOD.title
 _CASCADE, _DE3, _CONSISTENT = cascadebert.METHOD.title, de3bert.METHOD.title, consistentee.METHOD.title
 _HASHEE, _ENSEMBLE = hashee.METHOD.title, ensemble.METHOD.title
+_SMART = smartbert.METHOD.title
+
+_L2W, _FASTBERT = l2w.METHOD.title, fastbert.METHOD.title
+_BERXIT, _PCEE = berxit.METHOD.title, pceebert.METHOD.title
 
 COMPARISONS = (
     Comparison("D1", Side(_DEEBERT), Side(_DEEBERT, fixed()), (1 / 0.86,), their_speedup=1.0, axis="layers"),
@@ -53,12 +77,37 @@ COMPARISONS = (
     Comparison("V1", Side(_ENSEMBLE, entropy()), Side(SUM, entropy()), (1.5, 2.0)),
     Comparison("V2a", Side(_ENSEMBLE), Side(_ENSEMBLE, patience()), (1.5, 2.0)),
     Comparison("V2b", Side(_ENSEMBLE, patience()), Side(_ENSEMBLE, entropy()), (1.5, 2.0)),
+    Comparison("SM1", Side(_SMART), Side(PLAIN), (2.0, 3.0), their_speedup=1.0),
+    Comparison("SM2a", Side(SKIPPING), Side(EXITING), (1.25, 1.5)),
+    Comparison("SM2b", Side(_SMART), Side(EXITING), (1.5, 2.0)),
+    Comparison("SM2c", Side(_SMART), Side(SKIPPING), (1.5, 2.0)),
+    Comparison("SM3", Side(_SMART), Side(SOFT), (1.5, 2.0)),
+    Comparison("SM5a", Side(_SMART), Side(SAME_LAYERS), (1.5, 2.0)),
+    Comparison("SM5b", Side(_SMART), Side(COINS), (1.5, 2.0)),
+    Comparison("F1", Side(_FASTBERT), Side(PLAIN), (2.0,), their_speedup=1.0),
+    Comparison("F2", Side(_FASTBERT), Side(PLAIN), (7.0,), their_speedup=1.0),
+    Comparison("F4", Side(_FASTBERT), Side(POOLER_STUDENTS), (1.5, 2.0)),
+    Comparison("W1", Side(_L2W), Side(ALIKE), (1.5, 2.0, 3.0)),
+    Comparison("W2", Side(_L2W), Side(BY_DEPTH), (1.5, 2.0, 3.0)),
+    Comparison("X2a", Side(_BERXIT), Side(_BERXIT, entropy()), (1.5, 2.0)),
+    Comparison("X2b", Side(_BERXIT), Side(_BERXIT, fixed()), (1.5, 2.0), regression=True),
+    Comparison("PC1a", Side(_PCEE), Side(_PCEE, patience()), (1.5, 2.0)),
+    Comparison("PC1b", Side(_PCEE), Side(_PCEE, entropy()), (1.5, 2.0)),
+    Comparison(
+        "PC2", Side(_PCEE, pceebert.METHOD.rules["run"]), Side(_PCEE, pceebert.METHOD.rules["current"]), (1.5, 2.0)
+    ),
+    Comparison("PC3", Side(CALIBRATED), Side(CALIBRATED, entropy()), (1.5, 2.0)),
+    Comparison("R1", Side(LEARNED), Side(_PABEE, entropy()), (1.5, 2.0, 3.0)),
 )
 """In the order of the ledger's papers."""
 
 
 ABOUT_TREATMENTS = frozenset(
-    [*("B1a", "B1b", "B2", "B3", "C3b", "C4a", "C4b", "E1a", "E2", "E3", "E6"), *("K1", "K2", "K3", "V1", "V3")]
+    [
+        *("B1a", "B1b", "B2", "B3", "C3b", "C4a", "C4b", "E1a", "E2", "E3", "E6", "K1", "K2", "K3", "V1", "V3"),
+        *("SM2a", "SM2b", "SM2c", "SM3", "SM5a", "SM5b"),
+        *("W1", "W2", "W3a", "W3b"),
+    ]
 )
 """Claims that say what an idea does to a model: not testable where it did nothing. The others are about rules, or about
 models whatever became of the idea."""

@@ -22,13 +22,18 @@ from eeutils.models.exits import pool_tokens
 from eeutils.papers.badge import BypassExit
 from eeutils.papers.cascadebert import annotate, difficulty_loss
 from eeutils.papers.consistentee import OPERATING_POINT, log_leaving
+from eeutils.papers.l2w import weights_of
 from eeutils.training.runs import Run
 
 BYPASS_SHARE = 0.05
 """A bypass must add that much of its block's length to what the exit reads."""
 
 COMMONEST, INFORMATION = 0.9, 0.1
-"""A policy must send no more than that share to one exit, and its exits must tell that much (nats) of the sample."""
+"""A policy must send no more than that share to one exit (gates: to one set of skipped layers), and its exits must tell
+that much (nats) of the sample."""
+
+WEIGHT = 0.05
+"""Learned weights must be that far from 1, the mean over samples and exits."""
 
 BEHIND = 0.02
 """The nearest prototype may answer that much worse than the classifiers do, the mean over exits."""
@@ -125,6 +130,26 @@ def prototypes(run: Run) -> Treatment:
     nearest, linear = (float(np.mean([run.metric(answers, labels) for answers in side.numpy()])) for side in sides)
     found = f"the nearest prototype scores {nearest:.3f} and the classifiers {linear:.3f} (at most {BEHIND:g} less)"
     return Treatment(run.method.title, found, nearest >= linear - BEHIND)
+
+
+def gates(run: Run) -> Treatment:
+    """SmartBERT: which share of dev skips each layer by the decisions in use, and how many samples skip the same set of
+    layers: gates that skip nothing, or the same for all, have not told samples apart."""
+    skipped = run.dev.extras["skipped"]
+    rates, layers = ", ".join(f"{rate:.0%}" for rate in skipped.mean(dim=1).tolist()), float(skipped.sum(dim=0).mean())
+    commonest = float(torch.unique(skipped.T, dim=0, return_counts=True)[1].max() / run.dev.samples)
+    found = (
+        f"gates skip {layers:.1f} of {len(skipped)} layers ({rates} of the samples at layers 1 to {len(skipped)}), and "
+        f"{commonest:.0%} skip the commonest set of layers (at most {COMMONEST:.0%})"
+    )
+    return Treatment(run.method.title, found, commonest <= COMMONEST)
+
+
+def sample_weights(run: Run) -> Treatment:
+    """L2W-DEN: how far the weights that the network ends with are from 1, the mean over training samples and exits."""
+    away = float((weights_of(run.model(), run.train) - 1).abs().mean())
+    found = f"weights are {away:.2f} away from 1 on average ({WEIGHT:g} needed)"
+    return Treatment(run.method.title, found, away >= WEIGHT)
 
 
 def _entropy(p: torch.Tensor) -> torch.Tensor:

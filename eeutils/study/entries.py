@@ -12,11 +12,27 @@ import numpy as np
 from eeutils.data.specs import spec_of
 from eeutils.errors import unknown
 from eeutils.exiting.evidence import Evidence, as_stages
+from eeutils.exiting.learned import learned_rule
 from eeutils.exiting.rules import Rule, entropy, fixed, oracle, random
 from eeutils.exiting.tradeoff import Metric, settled
 from eeutils.models.backbone import config_of
 from eeutils.models.schedule import FUNCTIONS
-from eeutils.papers import badge, cascadebert, consistentee, de3bert, deebert, ensemble, finetuned, hashee, pabee
+from eeutils.papers import (
+    badge,
+    berxit,
+    cascadebert,
+    consistentee,
+    de3bert,
+    deebert,
+    ensemble,
+    fastbert,
+    finetuned,
+    hashee,
+    l2w,
+    pabee,
+    pceebert,
+    smartbert,
+)
 from eeutils.papers.baselines import LINEAR
 from eeutils.papers.budgets import Budget, budget_of
 from eeutils.papers.comparisons import ALL_EXITS, CONSTANT, FIXED, NO_TERM, PLAIN, PROTOTYPES, SUM, UNREGULARISED
@@ -127,6 +143,7 @@ def _as_published(method: Method, **more: Any) -> Entry:
 
 RANDOM, SHALLOW = "random exits", "k-layer models"
 PABEE_ENTROPY = "PABEE's exits, entropy"
+LEARNED = "PABEE's exits, best learned rule"
 TWICE = {"epochs": 2.0}
 
 
@@ -151,7 +168,14 @@ ENTRIES = (
     Entry(consistentee.METHOD.title, _policies(), fixed(), trained_for=_OPERATING, blind=False),
     Entry(hashee.METHOD.title, _schedules, fixed(), regression=True, blind=False),
     _as_published(ensemble.METHOD, wanted=_ensemble),
+    # Who is at a layer was decided by gates, which look at the sample.
+    _as_published(smartbert.METHOD, blind=False),
+    _as_published(l2w.METHOD),
+    _as_published(berxit.METHOD, regression=True),
+    _as_published(fastbert.METHOD),
+    _as_published(pceebert.METHOD, tuned=pceebert.tuned),
     Entry(PABEE_ENTROPY, _one(pabee.METHOD), entropy(), BASELINE),
+    Entry(LEARNED, _one(pabee.METHOD), entropy(), BASELINE, regression=True, tuned=lambda run: learned_rule(run.dev)),
     Entry(LINEAR, _one(deebert.METHOD, poolers="none"), entropy(), BASELINE),
     Entry(FIXED, _one(pabee.METHOD), fixed(), BASELINE, regression=True),
     Entry(RANDOM, _one(pabee.METHOD), random(), BASELINE, regression=True),

@@ -29,7 +29,18 @@ from eeutils.exiting.tradeoff import Checkpoint, Metric, Reading
 from eeutils.files import atomic_write
 from eeutils.models.runtime import Runtime
 from eeutils.models.timing import race, ratio
-from eeutils.papers import badge, cascadebert, consistentee, de3bert, ensemble, finetuned, pabee, treatments
+from eeutils.papers import (
+    badge,
+    cascadebert,
+    consistentee,
+    de3bert,
+    ensemble,
+    finetuned,
+    l2w,
+    pabee,
+    smartbert,
+    treatments,
+)
 from eeutils.papers.comparisons import ABOUT_TREATMENTS, COMPARISONS, NO_TERM, PLAIN, SUM
 from eeutils.papers.treatments import Treatment
 from eeutils.study.entries import (
@@ -236,6 +247,8 @@ def took(results: Results) -> Rows:
         (cascadebert.METHOD.title, NO_TERM, treatments.difficulty),
         (de3bert.METHOD.title, "", lambda run, _: treatments.prototypes(run)),
         (ensemble.METHOD.title, SUM, treatments.diversity),
+        (smartbert.METHOD.title, "", lambda run, _: treatments.gates(run)),
+        (l2w.METHOD.title, "", lambda run, _: treatments.sample_weights(run)),
     ]
     for label, control, check in pairs:
         shared = _shared(results, *filter(None, (label, control)))

@@ -39,7 +39,8 @@ class PolicyExit(Exit):
 
     def answer(self, vector: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.classifier(vector)
-        return logits, {"policy": vector[:, 0].sigmoid(), "distances": logits.abs()}
+        extras = {"policy": vector[:, 0].sigmoid(), "uncertainty": vector[:, 1].sigmoid(), "distances": logits.abs()}
+        return logits, extras
 
 
 def policy_model(classes: int) -> MultiExitModel:

@@ -14,7 +14,7 @@ from eeutils.data.samples import Samples
 from eeutils.exiting.evidence import Evidence
 from eeutils.models.backbone import Backbone
 from eeutils.models.exits import MultiExitModel, exits_on_all_layers, pool_tokens
-from eeutils.papers import badge, cascadebert, consistentee, de3bert, ensemble, treatments
+from eeutils.papers import badge, cascadebert, consistentee, de3bert, ensemble, l2w, treatments
 from eeutils.training.method import Method
 from eeutils.training.runs import Run
 from eeutils.training.settings import Setting
@@ -194,4 +194,13 @@ def test_prototypes_take_if_the_nearest_answers_nearly_as_well_as_the_classifier
     distances = torch.tensor([[2.0, 1.0]] * near + [[1.0, 2.0]] * (100 - near)).expand(2, -1, -1)
     found = treatments.prototypes(run_of(de3bert.METHOD, dev=replace(said, extras={"distances": distances})))
     assert found.found == f"the nearest prototype scores {score:.3f} and the classifiers 0.960 (at most 0.02 less)"
+    assert found.took == took
+
+
+@pytest.mark.parametrize(("away", "took"), [(0.06, True), (0.04, False)])
+def test_weights_take_if_they_have_left_one(monkeypatch: pytest.MonkeyPatch, away: float, took: bool) -> None:
+    weights = 1 + torch.tensor([[away, -away], [-2 * away, 0.0]])
+    monkeypatch.setattr(treatments, "weights_of", lambda model, evidence: weights)
+    found = treatments.sample_weights(run_of(l2w.METHOD, model=lambda: None, train=answers([0, 1], [0, 1])))
+    assert found.found == f"weights are {away:.2f} away from 1 on average (0.05 needed)"
     assert found.took == took
