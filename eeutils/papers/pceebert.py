@@ -63,7 +63,7 @@ def mean_probabilities(last: int | None, evidence: Evidence) -> Float[Tensor, "s
     """The mean of the probabilities of the `last` so many exits up to each, of all of them for None; of as many as have
     spoken where those are fewer."""
     p = evidence.log_probabilities.exp()
-    starts = [0 if last is None else max(0, stage - last) for stage in range(evidence.stages)]
+    starts = [0 if last is None else max(0, stage + 1 - last) for stage in range(evidence.stages)]
     return torch.stack([p[start : stage + 1].mean(dim=0) for stage, start in enumerate(starts)])
 
 

@@ -293,6 +293,13 @@ def search_of(budget: Budget) -> dict[str, list[Trial]]:
             *_rates(ensemble.METHOD, rates),
             *_options(ensemble.METHOD, "diversity", (0.1, 0.3, 1.0, 3.0)),
         ],
+        smartbert.METHOD.title: [
+            *_rates(smartbert.METHOD, rates),
+            *_options(smartbert.METHOD, "lamada", (*budget.skip_prices, 0.2)),
+        ],
+        l2w.METHOD.title: [*_rates(l2w.METHOD, rates), *_options(l2w.METHOD, "eps", (0.0, 0.3, 0.8, 1.2))],
+        berxit.METHOD.title: [*_rates(berxit.METHOD, rates), *_heads(berxit.METHOD, (1.0, 3.0, 10.0, 30.0))],
+        fastbert.METHOD.title: [*_rates(fastbert.METHOD, rates), *_heads(fastbert.METHOD, (1.0, 3.0, 10.0, 30.0))],
         PLAIN: _rates(finetuned.METHOD, rates),
     }
 

@@ -13,7 +13,7 @@ from eeutils.errors import InputError
 from eeutils.exiting import learned, rules, tradeoff
 from eeutils.exiting.comparisons import over_blind
 from eeutils.exiting.evidence import Evidence
-from eeutils.exiting.intervals import Interval
+from eeutils.exiting.intervals import Interval, bootstrap
 from eeutils.exiting.learned import Learned, learn, learned_on_test, learned_rule, share_of_gain
 from eeutils.exiting.signals import signals
 from tests.helpers import accuracy, make_evidence, negative_error, random_evidence
@@ -84,6 +84,7 @@ def test_neither_the_order_of_dev_nor_that_of_the_samples_counts(seed: int, stag
     rule, same = learned_rule(dev), learned_rule(dev.take(shuffled))
     readiness = rule.readiness(evidence)
     torch.testing.assert_close(same.readiness(evidence), readiness, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(same.readiness(dev), rule.readiness(dev), atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(rule.readiness(evidence.take(some[:7])), readiness[:, some[:7]], atol=1e-9, rtol=1e-9)
     assert readiness.isfinite().all()
     assert (readiness[-1] == 0).all()
@@ -346,6 +347,22 @@ def test_the_learned_rule_takes_all_of_its_own_gain_and_a_coin_next_to_none() ->
     coin, entropy = (share(rule, test, dev) for rule in (rules.random(), rules.entropy()))
     assert coin.share.high < 0.5 < entropy.share.low
     assert coin.gain.estimate == pytest.approx(coin.share.estimate * coin.possible.estimate)
+
+
+def test_the_interval_of_a_share_is_that_of_a_ratio() -> None:
+    dev, test = exits(0, 200), exits(1, 2000, first_id=1000)
+    best, labels = learned_rule(dev), test.labels.numpy()
+    found = share_of_gain((test, rules.entropy()), (test, best), [[(dev, test)]], 2.0, accuracy)
+    readings = [tradeoff.at_speedup(test, rule, 2.0) for rule in (rules.entropy(), best)]
+    readings.append(tradeoff.blind_policy([(dev, test)], 2.0, accuracy))
+
+    def ratio(_: int, rows: np.ndarray) -> float:
+        ours, learnt, none = (reading.score(accuracy, labels, rows) for reading in readings)
+        return (ours - none) / (learnt - none)
+
+    wanted = bootstrap(ratio, len(labels))
+    assert found.share.estimate == pytest.approx(wanted.estimate)
+    assert (found.share.low, found.share.high) == pytest.approx((wanted.low, wanted.high), abs=0.02)
 
 
 def test_a_share_of_nothing_is_not_defined() -> None:
