@@ -100,6 +100,7 @@ def tables(
             if (of_entry := [result for setting in settings if (result := result_of(entry, profile, setting))])
         }
         if results:
+            results = _compared_alike(results)
             of_task = {name: list(reader(results)) for name, reader in READERS.items()}
             of_task["claims"] = list(comparisons(results, of_task["gate"], of_task["treatments"]))
             for name, found in of_task.items():
@@ -117,6 +118,17 @@ Results = dict[str, list[Result]]
 """Label -> the results of one task, one for each seed that has been run; at least one in all."""
 Rows = Iterable[dict[str, Any]]
 """Rows of a table; what `COLUMNS` does not name is left out of it."""
+
+
+def _compared_alike(results: Results) -> Results:
+    """Without methods and baselines that have less than half of the seeds of others: the luck of one seed must not be
+    the mark for the mean of five. Controls are nobody's mark."""
+    most = max(map(len, results.values()))
+    return {
+        label: of_entry
+        for label, of_entry in results.items()
+        if of_entry[0].entry.kind == CONTROL or 2 * len(of_entry) >= most
+    }
 
 
 def curves(results: Results) -> Rows:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from eeutils.errors import InputError
 from eeutils.exiting import claims
 from eeutils.files import repository_root
-from eeutils.study import entries, headline, page, sentences
+from eeutils.study import entries, headline, page, sentences, tables
 from eeutils.training.runs import metric_of
+from eeutils.training.settings import Setting
 
 
 def score_rows(**methods: dict[float, tuple[float, float]]) -> pd.DataFrame:
@@ -435,13 +437,22 @@ def test_over_tasks_only_what_has_learned_is_judged() -> None:
     assert "about 13,000 test samples" in wide.note
 
 
+def test_the_luck_of_one_seed_is_no_mark_for_the_mean_of_five() -> None:
+    kinds = {"A": ("method", 5), "B": ("baseline", 3), "lucky": ("method", 2), "D": ("control", 1)}
+    results = {
+        label: [entries.Result(replace(entries.ENTRIES[0], kind=kind), Setting(), ())] * seeds
+        for label, (kind, seeds) in kinds.items()
+    }
+    assert list(tables._compared_alike(results)) == ["A", "B", "D"]
+
+
 def test_claims_are_judged_on_each_encoder_apart(tmp_path: Path) -> None:
     middle = {1.5: (0.7, -0.1)}
     scores = score_rows(A={2.0: (0.80, 0)}, fixed_exits=middle)
     scores = with_plain(pd.concat([scores, scores.assign(axis="layers")]))
     told = {"small": compared_on(movie=(0.0, 0.02, "")), "large": compared_on(movie=(-0.1, -0.05, ""))}
-    for name, tables in (("scores", dict.fromkeys(told, scores)), ("claims", told)):
-        frames = [frame.assign(backbone=backbone) for backbone, frame in tables.items()]
+    for name, of_each in (("scores", dict.fromkeys(told, scores)), ("claims", told)):
+        frames = [frame.assign(backbone=backbone) for backbone, frame in of_each.items()]
         pd.concat(frames).to_csv(tmp_path / f"study-{name}.csv", index=False)
     assert page.grounds(tmp_path) == ["small", "large"]
     assert page.verdicts_by_ground(tmp_path).loc["P1"].to_dict() == {
