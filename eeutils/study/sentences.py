@@ -115,9 +115,16 @@ def headlines(scores: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
             tasks = here.task.nunique()
             sentences.append(
                 f"At {speedup:g}x {len(above)} of {len(here)} curves (methods by tasks, {tasks} task(s)) are shown to "
-                f"beat the best blind policy, which looks at no sample; {len(below)} are shown to lose to it."
+                f"beat the best blind policy, which looks at no sample{_names(above)}; {len(below)} are shown to lose "
+                f"to it{_names(below)}."
             )
     return sentences
+
+
+def _names(rows: pd.DataFrame) -> str:
+    """Whose rows they are, in brackets, each method once."""
+    names = dict.fromkeys(rows.method)
+    return f" ({', '.join(names)})" if names else ""
 
 
 def against_the_simplest(scores: pd.DataFrame, simplest: str, speedups: Sequence[float] = (2.0, 3.0)) -> list[str]:

@@ -123,9 +123,9 @@ def test_headlines_name_what_to_take_and_how_many_curves_beat_a_blind_policy() -
         f"At 2x in FLOPs take **{label}** for classes, the cheapest to train of the best; not told apart from it: A.",
         # At 2x A is above 0.77 by more than 0.02, and C below it by as much; at 3x A is below it.
         "At 2x 1 of 2 curves (methods by tasks, 1 task(s)) are shown to beat the best blind policy, which looks at no "
-        "sample; 1 are shown to lose to it.",
+        "sample (A); 1 are shown to lose to it (C).",
         "At 3x 0 of 1 curves (methods by tasks, 1 task(s)) are shown to beat the best blind policy, which looks at no "
-        "sample; 1 are shown to lose to it.",
+        "sample; 1 are shown to lose to it (A).",
     ]
 
 
