@@ -52,6 +52,8 @@ class OfflineBackbone:
 OFFLINE_BACKBONES = {
     "minilm-l6": OfflineBackbone("minilm-l6", pool="mean"),
     "minilm-l3": OfflineBackbone("minilm-l3", pool="mean", like="minilm-l6"),
+    # microsoft/mpnet-base trained further as a sentence encoder.
+    "mpnet-base": OfflineBackbone("mpnet-base", pool="mean"),
 }
 
 
@@ -143,13 +145,18 @@ class Backbone(nn.Module):
         projected, keys, values = parts.project(hidden, packed, places)
         # Attention alone needs the tokens by sample again: each sample's active ones stand in front.
         in_front = places[0], (active.cumsum(dim=1) - 1)[places]
-        queries = projected.new_zeros(len(active), int(in_front[1].max()) + 1, *projected.shape[1:])
+        front = len(active), int(in_front[1].max()) + 1
+        queries = projected.new_zeros(*front, *projected.shape[1:]).index_put(in_front, projected)
+        seen = parts.sees(hidden, places)
+        if seen is not None:
+            seen = seen if seen.dtype == torch.bool else seen.to(queries.dtype)
+            # Places behind the last active token look at everything; what they find is never read.
+            free = seen.new_full((*front, *seen.shape[1:]), seen.dtype == torch.bool)
+            seen = free.index_put(in_front, seen).transpose(1, 2)
+        elif not bool(mask.all()):
+            seen = mask[:, None, None, :]
         gathered = nn.functional.scaled_dot_product_attention(
-            queries.index_put(in_front, projected).transpose(1, 2),
-            keys,
-            values,
-            attn_mask=None if bool(mask.all()) else mask[:, None, None, :],
-            dropout_p=parts.dropout,
+            queries.transpose(1, 2), keys, values, attn_mask=seen, dropout_p=parts.dropout
         )
         after = parts.finish(gathered.transpose(1, 2)[in_front].flatten(1), packed)
         states = hidden.states.index_put(places, after.to(hidden.states.dtype))
@@ -230,6 +237,8 @@ def load_backbone(name: str, attention: str = "sdpa") -> Backbone:
     Raises:
         InputError: nothing is found under that name, or the weights do not fit the configuration beside them.
     """
+    family = FAMILIES.get(config_of(name).model_type)
+    attention = "eager" if family is not None and family.eager_only else attention
     try:
         with _quiet():
             model, info = AutoModel.from_pretrained(
