@@ -38,22 +38,24 @@ class OfflineBackbone:
     """Weights that come from the package index.
 
     Attributes:
-        source: its name in `data/sources.toml`.
+        source: its name in `data/sources.toml`, which says what it is.
         pool: where exits should read a sentence from.
+        width: D, known without reading its files.
         like: for weights in ONNX form, the backbone with the same configuration (but for its depth) and tokenizer.
     """
 
     source: str
     pool: str
+    width: int
     like: str | None = None
 
 
 # Sentence encoders are trained on the mean over tokens: at their lower layers [CLS] says nothing about the sentence.
 OFFLINE_BACKBONES = {
-    "minilm-l6": OfflineBackbone("minilm-l6", pool="mean"),
-    "minilm-l3": OfflineBackbone("minilm-l3", pool="mean", like="minilm-l6"),
+    "minilm-l6": OfflineBackbone("minilm-l6", pool="mean", width=384),
+    "minilm-l3": OfflineBackbone("minilm-l3", pool="mean", width=384, like="minilm-l6"),
     # microsoft/mpnet-base trained further as a sentence encoder.
-    "mpnet-base": OfflineBackbone("mpnet-base", pool="mean"),
+    "mpnet-base": OfflineBackbone("mpnet-base", pool="mean", width=768),
 }
 
 
@@ -229,6 +231,15 @@ def resolve(name: str) -> str:
 def default_pool(name: str) -> str:
     """Where the exits of this encoder read a sentence: the "mean" over tokens, or the first token, "cls"."""
     return OFFLINE_BACKBONES[name].pool if name in OFFLINE_BACKBONES else "cls"
+
+
+def width_of(name: str) -> int:
+    """D, the width of an encoder, without its weights.
+
+    Raises:
+        InputError: nothing is found under that name.
+    """
+    return OFFLINE_BACKBONES[name].width if name in OFFLINE_BACKBONES else config_of(name).hidden_size
 
 
 def load_backbone(name: str, attention: str = "sdpa") -> Backbone:

@@ -18,6 +18,7 @@ from torch import Tensor
 from eeutils.data.samples import Batch, Samples
 from eeutils.errors import InputError
 from eeutils.exiting.tradeoff import fixed_exits
+from eeutils.models.cascade import Cascade
 from eeutils.models.exits import MultiExitModel
 from eeutils.models.record import record
 from eeutils.models.stages import Answers, MultiStageModel
@@ -277,7 +278,7 @@ def test_weight_decay_is_on_matrices_only() -> None:
     model = tiny_model()
     model.requires_grad_(False)
     model.exits["2"].requires_grad_(True)
-    matrices, vectors = loop._groups(model, 1.0, 0.25)
+    matrices, vectors = loop._groups(model, 1.0, 1.0, 0.25)
     head = model.exits["2"]
     assert {id(p) for p in matrices["params"]} == {id(head.classifier.weight), id(head.pooler.dense.weight)}
     assert {id(p) for p in vectors["params"]} == {id(head.classifier.bias), id(head.pooler.dense.bias)}
@@ -306,6 +307,18 @@ def test_heads_have_a_rate_of_their_own_which_a_phase_scales_too(tmp_path: Path)
     assert len(joint) == len(list(model.parameters()))
     assert set(last.values()) == {6e-2}
     assert all(name.startswith("exits.4.") for name in last)
+
+
+def test_a_model_in_a_row_may_learn_at_a_rate_of_its_own() -> None:
+    small, large = tiny_model(num_hidden_layers=2), tiny_model()
+    small.rate = 4.0
+    row = Cascade([small, large])
+    groups = loop._groups(row, 1e-3, 10.0, 0.25)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in groups) == len(list(row.parameters()))
+    for model, scale in ((small, 4.0), (large, 1.0)):
+        assert {rates[id(p)] for p in model.backbone.parameters()} == {1e-3 * scale}
+        assert {rates[id(p)] for p in model.exits.parameters()} == {1e-2 * scale}
 
 
 def test_every_sample_is_trained_on_once_an_epoch(tmp_path: Path) -> None:
