@@ -33,6 +33,8 @@ from eeutils.models.stages import Answers, MultiStageModel
 from eeutils.training.checkpoints import Checkpoints, Position
 from eeutils.training.settings import Setting
 
+CHECKPOINT_SECONDS = 120.0
+
 Objective = Callable[[MultiStageModel, Answers, Batch], Tensor]
 
 
@@ -97,7 +99,7 @@ def fit(
     directory: Path,
     *,
     progress: bool = True,
-    checkpoint_seconds: float = 120.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> pd.DataFrame:
     """Train a model in place through its phases.
 
@@ -110,7 +112,8 @@ def fit(
         train: tokenised samples with labels.
         setting: batch size, learning rate, epochs, seed and so on.
         directory: for checkpoints; the same directory resumes an interrupted run.
-        checkpoint_seconds: at most that much training is lost when a run is killed; 0 saves after every step.
+        checkpoint_seconds: about that much training is lost at most when a run is killed, or what keeps checkpoints
+            to a twentieth of the time where one takes long; 0 saves after every step.
 
     Returns:
         One row per phase and epoch: phase, epoch, steps (of that epoch), loss (their mean), seconds,

@@ -1,5 +1,6 @@
 """The training loop: it learns, it repeats itself, and an interruption anywhere changes nothing."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from eeutils.models.cascade import Cascade
 from eeutils.models.exits import MultiExitModel
 from eeutils.models.record import record
 from eeutils.models.stages import Answers, MultiStageModel
-from eeutils.training import loop
+from eeutils.training import checkpoints, loop
 from eeutils.training.checkpoints import remove_checkpoints
 from eeutils.training.loop import Phase, answer_loss, fit, over_exits
 from eeutils.training.settings import Setting
@@ -386,6 +387,34 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_space(
     assert calls == 3
     assert not list((tmp_path / "full").glob(".partial-*"))
     same(whole, train(tmp_path / "full", two_phases(), checkpoint_seconds=0.0))
+
+
+def test_checkpoints_that_take_long_are_written_as_much_more_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk on which a checkpoint takes 30 seconds, and steps of 10: with a clock that only they move."""
+    now, saves = 0.0, []
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now)
+    save = loop.Accelerator.save_state
+
+    def slow(self: loop.Accelerator, *arguments: object, **options: object) -> object:
+        nonlocal now
+        saves.append(now)
+        now += 30
+        return save(self, *arguments, **options)
+
+    def objective(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+        nonlocal now
+        now += 10
+        return mean_loss(model, answers, batch)
+
+    monkeypatch.setattr(loop.Accelerator, "save_state", slow)
+    setting = Setting(**(SETTING.to_dict() | {"epochs": 40}))
+    train(tmp_path, [Phase("all", objective)], setting, checkpoint_seconds=120.0)
+    assert 120 <= saves[0] < 140, "the first when it is due, for nobody knows yet how long it takes"
+    assert all(600 <= later - earlier - 30 < 620 for earlier, later in itertools.pairwise(saves))
+    assert len(saves) == 4
+    assert 30 * len(saves[1:]) <= 0.05 * (now - saves[0])
 
 
 def test_only_one_checkpoint_is_kept(tmp_path: Path) -> None:
