@@ -42,20 +42,23 @@ class OfflineBackbone:
         pool: where exits should read a sentence from.
         width: D, known without reading its files.
         like: for weights in ONNX form, the backbone with the same configuration (but for its depth) and tokenizer.
+        about: what must be said of it wherever it is named, because its name does not.
     """
 
     source: str
     pool: str
     width: int
     like: str | None = None
+    about: str = ""
 
 
 # Sentence encoders are trained on the mean over tokens: at their lower layers [CLS] says nothing about the sentence.
 OFFLINE_BACKBONES = {
     "minilm-l6": OfflineBackbone("minilm-l6", pool="mean", width=384),
     "minilm-l3": OfflineBackbone("minilm-l3", pool="mean", width=384, like="minilm-l6"),
-    # microsoft/mpnet-base trained further as a sentence encoder.
-    "mpnet-base": OfflineBackbone("mpnet-base", pool="mean", width=768),
+    "mpnet-base": OfflineBackbone(
+        "mpnet-base", pool="mean", width=768, about="microsoft/mpnet-base trained further as a sentence encoder"
+    ),
 }
 
 
@@ -233,6 +236,12 @@ def default_pool(name: str) -> str:
     return OFFLINE_BACKBONES[name].pool if name in OFFLINE_BACKBONES else "cls"
 
 
+def described(name: str) -> str:
+    """The name as readers are shown it."""
+    about = OFFLINE_BACKBONES[name].about if name in OFFLINE_BACKBONES else ""
+    return f"{name} ({about})" if about else name
+
+
 def width_of(name: str) -> int:
     """D, the width of an encoder, without its weights.
 
@@ -244,6 +253,10 @@ def width_of(name: str) -> int:
 
 def load_backbone(name: str, attention: str = "sdpa") -> Backbone:
     """Load an encoder by its offline name, a folder, or a hub name.
+
+    Args:
+        name: as above.
+        attention: "sdpa" or "eager"; a family that knows eager attention only is given that.
 
     Raises:
         InputError: nothing is found under that name, or the weights do not fit the configuration beside them.

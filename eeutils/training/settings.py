@@ -84,9 +84,10 @@ class Setting:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise InputError(f"seed must be a whole number from 0; got {seed!r}")
         values = PROFILES[profile] | CHANGES.get((profile, task), {})
-        if width_of(backbone) >= BASE_WIDTH:
+        width = width_of(backbone)
+        if width >= BASE_WIDTH:
             values |= BASE_SIZE.get(profile, {})
-        values |= {"pool": default_pool(backbone), "learning_rate": learning_rate_of(backbone)}
+        values |= {"pool": default_pool(backbone), "learning_rate": _rate_at(width)}
         known = asdict(cls())
         for name in changes:
             if name not in known:
@@ -108,7 +109,7 @@ class Setting:
         an encoder of its size does."""
         if backbone == self.backbone:
             return self
-        faster = learning_rate_of(backbone) / learning_rate_of(self.backbone)
+        faster = _rate_at(width_of(backbone)) / _rate_at(width_of(self.backbone))
         rate = faster * self.learning_rate
         return replace(self, backbone=backbone, pool=default_pool(backbone), learning_rate=rate)
 
@@ -140,7 +141,6 @@ def check_parameters(names: Iterable[str]) -> None:
             raise unknown("notebook parameter", name, PARAMETERS)
 
 
-def learning_rate_of(backbone: str) -> float:
-    """The learning rate that an encoder of that size is given, unless a setting says otherwise."""
+def _rate_at(width: int) -> float:
     # Small distilled encoders move slowly: the papers' 2e-5 to 5e-5 are for BERT-base.
-    return 3e-5 if width_of(backbone) >= BASE_WIDTH else 1e-4
+    return 3e-5 if width >= BASE_WIDTH else 1e-4

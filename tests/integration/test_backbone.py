@@ -14,7 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from eeutils.errors import InputError
-from eeutils.models.backbone import Backbone, Hidden, check_backbone, default_pool, load_backbone, load_tokenizer
+from eeutils.models.backbone import (
+    Backbone,
+    Hidden,
+    check_backbone,
+    default_pool,
+    described,
+    load_backbone,
+    load_tokenizer,
+    width_of,
+)
 from eeutils.models.families import FAMILIES, Family, LayerParts
 from tests.tiny import CONFIGS, tiny_encoder
 
@@ -474,4 +483,12 @@ def test_an_unknown_family_is_refused_before_its_weights_are_read(folder: Path) 
 
 def test_exits_read_the_mean_of_the_sentence_encoder_and_the_first_token_of_others() -> None:
     assert default_pool("minilm-l6") == "mean"
+    assert default_pool("mpnet-base") == "mean"
     assert default_pool("some/bert") == "cls"
+
+
+def test_what_a_name_does_not_say_of_an_encoder_is_said_with_it() -> None:
+    assert described("mpnet-base") == "mpnet-base (microsoft/mpnet-base trained further as a sentence encoder)"
+    assert described("minilm-l6") == "minilm-l6"
+    assert described("some/bert") == "some/bert"
+    assert [width_of(name) for name in ("minilm-l3", "minilm-l6", "mpnet-base")] == [384, 384, 768]
