@@ -14,6 +14,7 @@ from eeutils.data.specs import TASKS
 from eeutils.data.tasks import Task
 from eeutils.models.backbone import Backbone
 from eeutils.models.exits import MultiExitModel, exits_on_all_layers
+from eeutils.models.families import FAMILIES
 from eeutils.models.stages import MultiStageModel
 
 WORDS = [
@@ -58,6 +59,16 @@ CONFIGS: dict[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "albert": ("albert", _SIZES | {"embedding_size": 8}),
     "albert, two groups": ("albert", _SIZES | {"embedding_size": 8, "num_hidden_groups": 2}),
+    # Few buckets of distances near, one for all that is far: eight of either sign.
+    "mpnet": ("mpnet", _SIZES | {"pad_token_id": 1, "relative_attention_num_buckets": 32}),
+    "nomic_bert": ("nomic_bert", _SIZES),
+    # Layers 2 and 3 look two tokens to either side.
+    "modernbert": (
+        "modernbert",
+        _SIZES
+        | {"pad_token_id": 0, "eos_token_id": 3, "bos_token_id": 2, "cls_token_id": 2, "sep_token_id": 3}
+        | {"local_attention": 4},
+    ),
 }
 """Name -> (Hugging Face's model type, its configuration)."""
 
@@ -67,6 +78,7 @@ def tiny_encoder(name: str = "bert", attention: str = "sdpa", seed: int = 0, **c
     family, values = CONFIGS[name]
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **{"initializer_range": 0.3, **values, **changes})
+    attention = "eager" if FAMILIES[family].eager_only else attention
     return AutoModel.from_config(config, attn_implementation=attention).eval()
 
 

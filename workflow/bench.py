@@ -2,7 +2,8 @@
 
 Every speed is a ratio within one run: what is compared takes turns, and the median over the rounds counts. The models
 are PABEE's and ConsistentEE's on all-MiniLM-L6-v2, their exits untrained: time and memory do not depend on what was
-learned.
+learned. What depends on the size of the encoder is measured on all-mpnet-base-v2 (microsoft/mpnet-base trained further
+as a sentence encoder), too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -35,8 +37,9 @@ from eeutils.models.record import record
 from eeutils.models.runtime import Runtime
 from eeutils.models.timing import Track, race, ratio
 from eeutils.papers import consistentee, pabee
+from eeutils.training.checkpoints import Checkpoints, Position
 from eeutils.training.fingerprint import environment
-from eeutils.training.loop import best_device
+from eeutils.training.loop import CHECKPOINT_SECONDS, best_device, fit, on_cpu, precision
 from eeutils.training.method import Method
 from eeutils.training.runs import metric_of, samples_of
 from eeutils.training.settings import Setting
@@ -44,7 +47,7 @@ from eeutils.training.settings import Setting
 OUTPUT = repository_root() / "data" / "results" / "bench.csv"
 COLUMNS = ("what", "value", "unit", "target", "met", "note", "commit", "device", "threads", "torch")
 
-BACKBONE, TASK = "minilm-l6", "movie"
+BACKBONE, BASE, TASK = "minilm-l6", "mpnet-base", "movie"
 TRAIN_BATCH = Setting().batch_size
 BATCH_SIZES = (1, 8, 32, 64)
 """Of the runtime."""
@@ -72,9 +75,11 @@ class Size:
     rounds: int
     batches: int
     sentences: int
+    steps: int
+    """Of the training loop at base size, in each of three rounds at most."""
 
 
-FULL, QUICK = Size(5, 12, 192), Size(2, 4, 64)
+FULL, QUICK = Size(5, 12, 192, 6), Size(2, 4, 64, 2)
 
 
 @dataclass(frozen=True)
@@ -104,11 +109,14 @@ def measure(quick: bool = False) -> pd.DataFrame:
         save_tiny_encoder(tiny)
         backbone = tiny if quick else BACKBONE
         train, test = (random_samples() if quick else samples_of(Setting(TASK), split) for split in ("train", "test"))
+        base, pairs = (tiny, random_samples()) if quick else (BASE, pairs_like_mrpc(TRAIN_BATCH * size.steps))
         # Memory first: its processes start from a parent that is still small.
         memory = peak_memory(backbone, tiny, train, test)
+        memory += peak_memory(base, tiny, pairs, pairs, at_base_size=True)
         model, some = build(pabee.METHOD, backbone), first(test, size.sentences)
         rows = training_speed(model, train, size) + sweep_speed(model, some, size) + runtime_speed(model, some, size)
         rows += replica_speed(build(consistentee.METHOD, backbone), train, size)
+        rows += loop_speed(build(pabee.METHOD, base), pairs, size)
     machine = environment()
     where = {name: machine[name] for name in ("commit", "device", "threads")} | {"torch": machine["packages"]["torch"]}
     return pd.DataFrame([{**vars(row), "met": row.met, **where} for row in [*rows, *memory]])[list(COLUMNS)]
@@ -121,11 +129,17 @@ def save_tiny_encoder(folder: str) -> None:
     BertModel(BertConfig(vocab_size=100, **sizes)).save_pretrained(folder)
 
 
-def random_samples(count: int = 128) -> Samples:
-    """Random token ids of the tiny encoder, 5 to 39 a sentence."""
+def pairs_like_mrpc(count: int) -> Samples:
+    """Random token ids of BERT's vocabulary, as many a sample as MRPC's pairs have: 54 on average, 96 at most."""
+    return random_samples(count, shortest=12, longest=96, vocabulary=30_000)
+
+
+def random_samples(count: int = 128, shortest: int = 5, longest: int = 39, vocabulary: int = 100) -> Samples:
+    """Random token ids, by default of the tiny encoder."""
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(5, 40, (count,), generator=generator).tolist()
-    tokens = tuple(tuple(torch.randint(1, 100, (length,), generator=generator).tolist()) for length in lengths)
+    lengths = torch.randint(shortest, longest + 1, (count,), generator=generator).tolist()
+    # 0 and 1 are padding in one vocabulary or another.
+    tokens = tuple(tuple(torch.randint(2, vocabulary, (length,), generator=generator).tolist()) for length in lengths)
     return Samples(tokens, None, torch.randint(2, (count,), generator=generator), torch.arange(count), padding=0)
 
 
@@ -173,6 +187,51 @@ def replica_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[R
     about = f"{1000 * np.median(seconds['shared']):.0f} and {1000 * np.median(seconds['naive']):.0f} ms a step"
     what = f"ConsistentEE, {replicas} replicas on one pass of the encoder against as many passes"
     return [row(what, ratio(seconds, "naive", "shared"), ">= 4", about)]
+
+
+def loop_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[Row]:
+    """The training loop at base size against bare steps on the same batches: what the loop itself, and its checkpoints
+    on this disk, add to a step."""
+    setting, [phase] = Setting(TASK, epochs=1), pabee.METHOD.phases(pabee.METHOD.options)
+    order = LengthBuckets(samples.lengths, setting.batch_size, seed=0)
+
+    def adamw() -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=setting.learning_rate, fused=True)
+
+    def bare() -> None:
+        optimizer, device, kind = adamw(), best_device(), {"bf16": torch.bfloat16, "fp16": torch.float16}
+        model.train()
+        for rows in order:
+            batch = samples.batch(rows).to(device)
+            with torch.autocast(device.type, kind.get(precision()), enabled=precision() in kind):
+                answers = model(*batch.inputs)
+                loss = phase.objective(model, answers._replace(logits=answers.logits.float()), batch)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), setting.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def loop() -> None:
+        with TemporaryDirectory() as folder:
+            fit(model, [phase], samples, setting, Path(folder), progress=False)
+
+    seconds = race({"bare": [bare], "loop": [loop]}, min(size.rounds, 3), best_device(), "training loop")
+    with TemporaryDirectory() as folder:
+        accelerator = Accelerator(cpu=on_cpu())
+        prepared, optimizer = accelerator.prepare(model, adamw())
+        [whole] = [samples.batch(range(2)).to(best_device())]
+        phase.objective(model, prepared(*whole.inputs), whole).backward()
+        optimizer.step()
+        checkpoints = Checkpoints(Path(folder), accelerator, CHECKPOINT_SECONDS)
+        checkpoints.save(Position(history=[]))
+        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    share = checkpoints.took / checkpoints.wait
+    each = {name: np.median(times.mean(axis=1)) / len(order) for name, times in seconds.items()}
+    about = f"{each['bare']:.2f} and {each['loop']:.2f} s for {TRAIN_BATCH} pairs as long as MRPC's, {precision()}; a "
+    about += f"checkpoint takes {checkpoints.took:.1f} s, one every {checkpoints.wait:.0f} s"
+    model.zero_grad()
+    what = "training loop at base size, its speed over that of bare steps"
+    return [row(what, ratio(seconds, "bare", "loop") / (1 + share), ">= 0.9", about)]
 
 
 def train_steps(model: MultiExitModel, method: Method, chosen: list[Batch], passes: int = 1) -> Track:
@@ -302,17 +361,18 @@ WORK: dict[str, Callable[[MultiExitModel, Samples, Samples], object]] = {
 """What has its memory measured: (model, train, test) -> the work."""
 
 
-def peak_memory(backbone: str, tiny: str, train: Samples, test: Samples) -> list[Row]:
+def peak_memory(backbone: str, tiny: str, train: Samples, test: Samples, at_base_size: bool = False) -> list[Row]:
     """Peak memory of each of `WORK`, model included, in a fresh process: on a CPU the resident set above that of the
-    imported libraries, on a GPU what torch allocated."""
+    imported libraries, on a GPU what torch allocated. At base size of training alone, which has a bar."""
     context = get_context("forkserver")
     # Not this module itself: as the one that was started it is imported again under another name.
     context.set_forkserver_preload(["eeutils.training.runs"])
     rows = []
     with ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool:
-        for what in tqdm(WORK, desc="memory", leave=False):
-            peak = pool.submit(_peak_bytes, what, backbone, tiny, train, test).result()
-            rows.append(Row(f"peak memory, {what}", round(peak / 1e6, 1), "MB", "model included"))
+        for what in tqdm([f"training, {BUCKETS}"] if at_base_size else WORK, desc="memory", leave=False):
+            peak = round(pool.submit(_peak_bytes, what, backbone, tiny, train, test).result() / 1e6, 1)
+            name, target = (f"at base size, {what}", "<= 6000") if at_base_size else (what, "")
+            rows.append(Row(f"peak memory, {name}", peak, "MB", "model included", target))
     return rows
 
 

@@ -38,20 +38,27 @@ class OfflineBackbone:
     """Weights that come from the package index.
 
     Attributes:
-        source: its name in `data/sources.toml`.
+        source: its name in `data/sources.toml`, which says what it is.
         pool: where exits should read a sentence from.
+        width: D, known without reading its files.
         like: for weights in ONNX form, the backbone with the same configuration (but for its depth) and tokenizer.
+        about: what must be said of it wherever it is named, because its name does not.
     """
 
     source: str
     pool: str
+    width: int
     like: str | None = None
+    about: str = ""
 
 
 # Sentence encoders are trained on the mean over tokens: at their lower layers [CLS] says nothing about the sentence.
 OFFLINE_BACKBONES = {
-    "minilm-l6": OfflineBackbone("minilm-l6", pool="mean"),
-    "minilm-l3": OfflineBackbone("minilm-l3", pool="mean", like="minilm-l6"),
+    "minilm-l6": OfflineBackbone("minilm-l6", pool="mean", width=384),
+    "minilm-l3": OfflineBackbone("minilm-l3", pool="mean", width=384, like="minilm-l6"),
+    "mpnet-base": OfflineBackbone(
+        "mpnet-base", pool="mean", width=768, about="microsoft/mpnet-base trained further as a sentence encoder"
+    ),
 }
 
 
@@ -143,13 +150,18 @@ class Backbone(nn.Module):
         projected, keys, values = parts.project(hidden, packed, places)
         # Attention alone needs the tokens by sample again: each sample's active ones stand in front.
         in_front = places[0], (active.cumsum(dim=1) - 1)[places]
-        queries = projected.new_zeros(len(active), int(in_front[1].max()) + 1, *projected.shape[1:])
+        front = len(active), int(in_front[1].max()) + 1
+        queries = projected.new_zeros(*front, *projected.shape[1:]).index_put(in_front, projected)
+        seen = parts.sees(hidden, places)
+        if seen is not None:
+            seen = seen if seen.dtype == torch.bool else seen.to(queries.dtype)
+            # Places behind the last active token look at everything; what they find is never read.
+            free = seen.new_full((*front, *seen.shape[1:]), seen.dtype == torch.bool)
+            seen = free.index_put(in_front, seen).transpose(1, 2)
+        elif not bool(mask.all()):
+            seen = mask[:, None, None, :]
         gathered = nn.functional.scaled_dot_product_attention(
-            queries.index_put(in_front, projected).transpose(1, 2),
-            keys,
-            values,
-            attn_mask=None if bool(mask.all()) else mask[:, None, None, :],
-            dropout_p=parts.dropout,
+            queries.transpose(1, 2), keys, values, attn_mask=seen, dropout_p=parts.dropout
         )
         after = parts.finish(gathered.transpose(1, 2)[in_front].flatten(1), packed)
         states = hidden.states.index_put(places, after.to(hidden.states.dtype))
@@ -224,12 +236,33 @@ def default_pool(name: str) -> str:
     return OFFLINE_BACKBONES[name].pool if name in OFFLINE_BACKBONES else "cls"
 
 
+def described(name: str) -> str:
+    """The name as readers are shown it."""
+    about = OFFLINE_BACKBONES[name].about if name in OFFLINE_BACKBONES else ""
+    return f"{name} ({about})" if about else name
+
+
+def width_of(name: str) -> int:
+    """D, the width of an encoder, without its weights.
+
+    Raises:
+        InputError: nothing is found under that name.
+    """
+    return OFFLINE_BACKBONES[name].width if name in OFFLINE_BACKBONES else config_of(name).hidden_size
+
+
 def load_backbone(name: str, attention: str = "sdpa") -> Backbone:
     """Load an encoder by its offline name, a folder, or a hub name.
+
+    Args:
+        name: as above.
+        attention: "sdpa" or "eager"; a family that knows eager attention only is given that.
 
     Raises:
         InputError: nothing is found under that name, or the weights do not fit the configuration beside them.
     """
+    family = FAMILIES.get(config_of(name).model_type)
+    attention = "eager" if family is not None and family.eager_only else attention
     try:
         with _quiet():
             model, info = AutoModel.from_pretrained(

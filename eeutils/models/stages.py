@@ -42,11 +42,13 @@ class MultiStageModel(nn.Module, ABC):
         layers: transformer layers below each stage's answer, one entry a stage: the stages' names in figures.
         reference_layers: layers of the plain model that the speed-up is measured against.
         classes: C, 1 for regression.
+        rate: times the learning rates of training; for a small model in a row with larger ones, which learn slower.
     """
 
     layers: tuple[int, ...]
     reference_layers: int
     classes: int
+    rate: float = 1.0
 
     @property
     def stages(self) -> int:

@@ -46,7 +46,13 @@ from eeutils.training.method import Method, Notes, Options
 from eeutils.training.settings import Setting
 
 _BERT_2 = ("google/bert_uncased_L-2_H-768_A-12",)
-SMALLER = {"minilm-l6": ("minilm-l3",), "bert-base-uncased": _BERT_2, "google-bert/bert-base-uncased": _BERT_2}
+SMALLER = {
+    "minilm-l6": ("minilm-l3",),
+    # An eighth of its FLOPs, in another vocabulary. For three models: models=("minilm-l3", "minilm-l6").
+    "mpnet-base": ("minilm-l6",),
+    "bert-base-uncased": _BERT_2,
+    "google-bert/bert-base-uncased": _BERT_2,
+}
 """Backbone -> the smaller complete models before it, where the option `models` does not name them."""
 
 Pairs = Literal["all", "sampled"]
@@ -97,7 +103,10 @@ def build(setting: Setting, classes: int, options: CascadeOptions) -> Cascade:
             "classification task"
         )
     names = encoders(setting, options)
-    models = [finetuned.build(setting.on(name), classes, finetuned.METHOD.options) for name in names]
+    settings = [setting.on(name) for name in names]
+    models = [finetuned.build(own, classes, finetuned.METHOD.options) for own in settings]
+    for model, own in zip(models, settings, strict=True):
+        model.rate = own.learning_rate / setting.learning_rate
     for name, model in zip(names, models, strict=True):
         config, tokenizer = model.backbone.config, load_tokenizer(name)
         if len(tokenizer) > config.vocab_size:

@@ -20,7 +20,7 @@ from eeutils.errors import InputError
 from eeutils.exiting import claims
 from eeutils.exiting.tradeoff import Metric, score_at
 from eeutils.files import atomic_write
-from eeutils.models.backbone import config_of
+from eeutils.models.backbone import config_of, described
 from eeutils.papers.budgets import Budget, budget_of
 from eeutils.reporting import plots
 from eeutils.reporting.plots.tradeoffs import SPEEDUP_NAMES
@@ -161,7 +161,8 @@ def open_notebook(
     plots.use_theme()
     here = Notebook(profile, setting, spec, Path(namespace["save_to"]) if namespace["save_to"] else None)
     if needs_encoder:
-        display(Markdown(f"{spec.title}, {backbone} ({here.depth} layers), profile {profile}, seed {seed}"))
+        encoder = f"{described(backbone)} ({here.depth} layers)"
+        display(Markdown(f"{spec.title}, {encoder}, profile {profile}, seed {seed}"))
     # Filled by `found` at the end of the notebook.
     display(Markdown("*What came out stands here once the notebook has run.*"), display_id=FINDINGS)
     return here

@@ -7,6 +7,7 @@ import pandas as pd
 
 from eeutils.errors import InputError
 from eeutils.files import atomic_write
+from eeutils.models.backbone import described
 from eeutils.papers.comparisons import PLAIN
 from eeutils.study import page
 from eeutils.study.entries import LINEAR, PABEE_ENTROPY
@@ -52,9 +53,9 @@ def headline_table(scores: pd.DataFrame, speedup: float = 2.0) -> str:
     seeds = sorted(rows.groupby("task").seeds.max().unique())
     facts = (
         f"Scores at {speedup:g}x in FLOPs, {' or '.join(map(str, seeds))} seed{'s' * (seeds != [1])}, profile "
-        f"{rows.profile.iloc[0]}, {rows.backbone.iloc[0]}. Bold: the highest of a task. ↑ ↓: above or below the best "
-        "blind policy, which looks at no sample, by more than a 95% interval. Empty: out of reach, or without a "
-        "meaning there. "
+        f"{rows.profile.iloc[0]}, {described(rows.backbone.iloc[0])}. Bold: the highest of a task. ↑ ↓: above or below "
+        "the best blind policy, which looks at no sample, by more than a 95% interval. Empty: out of reach, or without "
+        "a meaning there. "
         + "".join(f"{sentence} " for sentence in left_out(scores))
         + "Intervals, other speed-ups and the cost of each method: [notebook 08](notebooks/08_scoreboard.ipynb)."
     )

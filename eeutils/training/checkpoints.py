@@ -14,6 +14,10 @@ from accelerate import Accelerator
 
 from eeutils.files import atomic_write, explain_full_disk
 
+SHARE = 0.05
+"""Of a training, so much may go into checkpoints. Those of a base-size encoder have 1.3 GB: a slow disk takes as long
+for one as five steps do."""
+
 
 @dataclass
 class Position:
@@ -28,16 +32,28 @@ class Position:
 
 
 class Checkpoints:
-    """Checkpoints of one run: `step-*` folders, complete once `position.json` stands in them."""
+    """Checkpoints of one run: `step-*` folders, complete once `position.json` stands in them.
+
+    Args:
+        directory: for the folders.
+        accelerator: knows what is trained.
+        seconds: between two of them, or as many more as keep them to their share of the time; 0 for one at every step.
+    """
 
     def __init__(self, directory: Path, accelerator: Accelerator, seconds: float) -> None:
         self.directory, self.accelerator, self.seconds = directory, accelerator, seconds
         self._last = time.monotonic()
+        self.took = 0.0  # seconds that the newest checkpoint took to write
 
     @property
     def due(self) -> bool:
-        """Whether the newest checkpoint is `seconds` old."""
-        return time.monotonic() - self._last >= self.seconds
+        """Whether the newest checkpoint is old enough."""
+        return time.monotonic() - self._last >= self.wait
+
+    @property
+    def wait(self) -> float:
+        """Seconds from one checkpoint to the next."""
+        return max(self.seconds, self.took / SHARE) if self.seconds else 0.0
 
     def _complete(self) -> Iterator[Path]:
         for folder in sorted(self.directory.glob("step-*"), key=lambda path: int(path.name[5:]), reverse=True):
@@ -57,6 +73,7 @@ class Checkpoints:
 
     def save(self, position: Position) -> None:
         """A new checkpoint beside the old one; the old one goes once the new one is complete."""
+        started = time.monotonic()
         known = list(self._complete())
         number = int(known[0].name[5:]) + 1 if known else 1
         folder = self.directory / f"step-{number}"
@@ -79,6 +96,7 @@ class Checkpoints:
                     shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         self._last = time.monotonic()
+        self.took = self._last - started
 
 
 def remove_checkpoints(directory: Path) -> None:

@@ -33,6 +33,8 @@ from eeutils.models.stages import Answers, MultiStageModel
 from eeutils.training.checkpoints import Checkpoints, Position
 from eeutils.training.settings import Setting
 
+CHECKPOINT_SECONDS = 120.0
+
 Objective = Callable[[MultiStageModel, Answers, Batch], Tensor]
 
 
@@ -97,7 +99,7 @@ def fit(
     directory: Path,
     *,
     progress: bool = True,
-    checkpoint_seconds: float = 120.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> pd.DataFrame:
     """Train a model in place through its phases.
 
@@ -110,7 +112,8 @@ def fit(
         train: tokenised samples with labels.
         setting: batch size, learning rate, epochs, seed and so on.
         directory: for checkpoints; the same directory resumes an interrupted run.
-        checkpoint_seconds: at most that much training is lost when a run is killed; 0 saves after every step.
+        checkpoint_seconds: about that much training is lost at most when a run is killed, or what keeps checkpoints
+            to a twentieth of the time where one takes long; 0 saves after every step.
 
     Returns:
         One row per phase and epoch: phase, epoch, steps (of that epoch), loss (their mean), seconds,
@@ -215,7 +218,7 @@ class _Training:
         )
         rate = self.phase.rate * setting.learning_rate
         optimizer = torch.optim.AdamW(
-            _groups(self.model, setting.head_rate * rate, setting.weight_decay),
+            _groups(self.model, rate, setting.head_rate, setting.weight_decay),
             lr=rate,
             eps=1e-8,
             fused=True,  # on two cores the plain loop over tensors costs a tenth of a step
@@ -288,17 +291,25 @@ class _Training:
         position.epoch, position.step, position.seconds, position.loss_sum = position.epoch + 1, 0, 0.0, 0.0
 
 
-def _groups(model: nn.Module, head_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Heads at a rate of their own; weight decay on matrices only, not on biases and layer norms."""
+def _groups(model: nn.Module, rate: float, head_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Heads at `head_rate` times the rate, and the models of a row each at its own; weight decay on matrices only, not
+    on biases and layer norms."""
     encoders = [module for module in model.modules() if isinstance(module, Backbone)]
     pretrained = {parameter for encoder in encoders for parameter in encoder.parameters()}
+    stages = [module for module in model.modules() if isinstance(module, MultiStageModel)]
+    # From the outside in: a model in a row has the last word on its own parameters.
+    scales = dict.fromkeys(model.parameters(), 1.0)
+    scales |= {parameter: stage.rate for stage in stages for parameter in stage.parameters()}
+    kinds: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter, scale in scales.items():
+        if parameter.requires_grad:
+            kinds.setdefault((parameter not in pretrained, scale), []).append(parameter)
     groups = []
-    for is_head in (False, True):
-        trained = [p for p in model.parameters() if p.requires_grad and (p not in pretrained) == is_head]
-        rate = {"lr": head_rate} if is_head else {}
+    for (is_head, scale), trained in sorted(kinds.items(), key=lambda kind: kind[0]):
+        peak = (head_rate if is_head else 1.0) * rate * scale
         groups += [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay, **rate},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0, **rate},
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay, "lr": peak},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0, "lr": peak},
         ]
     return [group for group in groups if group["params"]]
 

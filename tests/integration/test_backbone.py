@@ -14,7 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from eeutils.errors import InputError
-from eeutils.models.backbone import Backbone, Hidden, check_backbone, default_pool, load_backbone, load_tokenizer
+from eeutils.models.backbone import (
+    Backbone,
+    Hidden,
+    check_backbone,
+    default_pool,
+    described,
+    load_backbone,
+    load_tokenizer,
+    width_of,
+)
 from eeutils.models.families import FAMILIES, Family, LayerParts
 from tests.tiny import CONFIGS, tiny_encoder
 
@@ -32,7 +41,7 @@ def inputs(model: PreTrainedModel, padded: bool = True, pairs: bool = False, lef
             outside = slice(0, 9 - length) if left else slice(length, 9)
             ids[row, outside], mask[row, outside] = padding, 0
     given = {"input_ids": ids, "attention_mask": mask}
-    if pairs and model.config.model_type != "distilbert":
+    if pairs and model.config.model_type not in {"distilbert", "mpnet", "modernbert"}:
         given["token_type_ids"] = (torch.arange(9)[None].expand(4, 9) > 3).long() * mask
     return given
 
@@ -91,11 +100,28 @@ def test_layers_do_something_and_padding_does_not(encoder: PreTrainedModel) -> N
     theirs = states(encoder, given)
     assert all((after - before).abs().max() > 1e-3 for before, after in itertools.pairwise(theirs))
     other = dict(given, input_ids=torch.where(given["attention_mask"] == 1, given["input_ids"], 7))
-    if encoder.config.model_type not in {"roberta", "xlm-roberta", "camembert"}:  # their positions count padding ids
+    if encoder.config.model_type not in {
+        "roberta",
+        "xlm-roberta",
+        "camembert",
+        "mpnet",
+    }:  # their positions count padding ids
         with torch.inference_mode():
             one, two = backbone(**given), backbone(**other)
         real = given["attention_mask"].bool()
         torch.testing.assert_close(one[real], two[real])
+
+
+def mask_in(backbone: Backbone, hidden: Hidden) -> Tensor | None:
+    """The mask of layers that look at the whole sentence, whatever else their family shares."""
+    match backbone.config.model_type:
+        case "mpnet":
+            return hidden.shared - backbone.model.encoder.compute_position_bias(hidden.states)
+        case "nomic_bert":
+            return hidden.shared[0]
+        case "modernbert":
+            return hidden.shared["full_attention"][0]
+    return hidden.shared
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
@@ -117,7 +143,8 @@ def test_the_rows_that_stay_go_on_as_if_they_had_run_alone(
     assert hidden.states.shape == (len(rows), longest, 16)
     assert hidden.attention_mask.sum(dim=1).tolist() == [LENGTHS[row] for row in rows]
     if len({LENGTHS[row] for row in rows}) == 1:
-        assert hidden.shared is None or bool((hidden.shared == hidden.shared.max()).all())
+        mask = mask_in(backbone, hidden)
+        assert mask is None or bool((mask == mask.max()).all()), "a batch without padding excludes nobody"
     for place, row in enumerate(rows):
         real = given["attention_mask"][row].bool()
         stayed = hidden.states[place][hidden.attention_mask[place]]
@@ -159,8 +186,10 @@ def test_a_layer_on_some_tokens_changes_these_and_is_paid_for_these_alone(encode
     assert torch.equal(partly.states[stayed], before.states[stayed])
     spent = partly.spent.minus(before.spent)
     assert spent.layers.tolist() == pytest.approx([3 / 9, 0, 1, 1 / 9])
-    # D = 16, F = 24. Keys and values of all T tokens; for an active one query and output, attention, feed-forward.
-    one = [4 * 16 * 16 + 4 * length * 16 + 4 * 16 * 24 for length in LENGTHS]
+    # D = 16, F = 24. Keys and values of all T tokens; for an active one query and output, attention, feed-forward: two
+    # maps, or three where one of them is a gate.
+    maps = 3 if encoder.config.model_type in {"nomic_bert", "modernbert"} else 2
+    one = [4 * 16 * 16 + 4 * length * 16 + maps * 2 * 16 * 24 for length in LENGTHS]
     wanted = [4 * 16 * 16 * length + count * each for length, count, each in zip(LENGTHS, COUNTS, one, strict=True)]
     assert spent.flops.tolist() == [wanted[0], 0, wanted[2], wanted[3]]
     assert whole.spent.minus(before.spent).flops[2] == wanted[2]
@@ -212,6 +241,42 @@ def test_what_samples_have_spent_follows_them_when_the_batch_is_packed_again(enc
     real = some.attention_mask
     assert real.sum(dim=1).tolist() == [6, 4]
     torch.testing.assert_close(some.states[real], whole.states[rows, :6][real], atol=1e-5, rtol=1e-5)
+
+
+# What layers share must be right for those that run on some tokens only, and learned there, too.
+
+
+@torch.inference_mode()
+def test_layers_of_modernbert_look_at_their_neighbourhood_and_those_of_mpnet_at_distances() -> None:
+    # The tests above hold nothing if windows and distances make no difference on nine tokens.
+    one, other = (tiny_encoder("modernbert", local_attention=window) for window in (4, 64))
+    given = inputs(one)
+    assert (Backbone(one)(**given) - Backbone(other)(**given)).abs().max() > 1e-2
+    encoder = tiny_encoder("mpnet")
+    before = Backbone(encoder)(**given)
+    encoder.encoder.relative_attention_bias.weight.zero_()
+    assert (Backbone(encoder)(**given) - before).abs().max() > 1e-2
+
+
+def test_the_position_bias_learns_what_it_learns_in_hugging_face() -> None:
+    encoder, gradients = tiny_encoder("mpnet"), []
+    for forward in (lambda given: encoder(**given).last_hidden_state, lambda given: Backbone(encoder)(**given)):
+        encoder.zero_grad()
+        forward(inputs(encoder)).square().mean().backward()
+        gradients.append(encoder.encoder.relative_attention_bias.weight.grad.clone())
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert gradients[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["bert", "mpnet", "nomic_bert", "modernbert"])
+@torch.inference_mode()
+def test_a_layer_on_some_tokens_runs_in_mixed_precision(name: str) -> None:
+    backbone = Backbone(tiny_encoder(name))
+    with torch.autocast("cpu", torch.bfloat16):
+        before = after_one_layer(backbone)
+        whole, partly = backbone.run_layer(1, before), backbone.run_layer(1, before, some_tokens())
+    ran = some_tokens() & before.attention_mask
+    torch.testing.assert_close(partly.states[ran].float(), whole.states[ran].float(), atol=0.15, rtol=0.05)
 
 
 # A family of another kind: a norm before each part, one map for queries, keys and values, and positions that enter by
@@ -418,4 +483,12 @@ def test_an_unknown_family_is_refused_before_its_weights_are_read(folder: Path) 
 
 def test_exits_read_the_mean_of_the_sentence_encoder_and_the_first_token_of_others() -> None:
     assert default_pool("minilm-l6") == "mean"
+    assert default_pool("mpnet-base") == "mean"
     assert default_pool("some/bert") == "cls"
+
+
+def test_what_a_name_does_not_say_of_an_encoder_is_said_with_it() -> None:
+    assert described("mpnet-base") == "mpnet-base (microsoft/mpnet-base trained further as a sentence encoder)"
+    assert described("minilm-l6") == "minilm-l6"
+    assert described("some/bert") == "some/bert"
+    assert [width_of(name) for name in ("minilm-l3", "minilm-l6", "mpnet-base")] == [384, 384, 768]

@@ -22,7 +22,7 @@ from eeutils.models.runtime import Runtime
 from eeutils.models.vocabularies import same_vocabulary, tokenizers_of
 from eeutils.papers import cascadebert, finetuned
 from eeutils.papers.cascadebert import METHOD, CascadeOptions, Pairs, cascade_loss, difficulty_loss
-from eeutils.training import fingerprint
+from eeutils.training import fingerprint, settings
 from eeutils.training.runs import load_or_train
 from eeutils.training.settings import Setting
 from tests.helpers import accuracy, answers_of, make_evidence
@@ -211,6 +211,43 @@ def test_tokens_are_shared_where_vocabularies_are_the_same(
         assert names == (*smaller, big)
         assert [tokenizer.name_or_path for tokenizer in tokenizers_of(names)] == vocabularies
     assert cascadebert.build(setting, 2, CascadeOptions((strange_folder, small_folder))).encodings == (1, 0, 0)
+
+
+def test_before_the_base_encoder_stand_one_or_two_small_ones_of_another_vocabulary() -> None:
+    setting = Setting(backbone="mpnet-base")
+    assert METHOD.encoders(setting, CascadeOptions()) == ("minilm-l6", "mpnet-base")
+    both = METHOD.with_options(models=("minilm-l3", "minilm-l6"))
+    assert METHOD.encoders(setting, both) == ("minilm-l3", "minilm-l6", "mpnet-base")
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_three_models_of_two_families_and_two_vocabularies_from_training_to_the_runtime(
+    setting: Setting, small_folder: str, tmp_path: Path
+) -> None:
+    smallest = save_folder(tmp_path / "one-layer", 1, tiny_tokenizer())
+    large = tmp_path / "mpnet"
+    tiny_encoder("mpnet").save_pretrained(large)
+    other_tokenizer().save_pretrained(large)
+    here = replace(setting, backbone=str(large), epochs=4, learning_rate=5e-3, pool="mean")
+    run = load_or_train(METHOD, here, progress=False, models=(smallest, small_folder), weight=0.0)
+    assert run.model().encodings == (1, 1, 0)
+    assert run.history.loss.iloc[-1] < run.history.loss.iloc[0]
+    rule = METHOD.rules["confidence"]
+    for threshold in (0.7, 0.9, rules.NEVER):
+        simulated = tradeoff.decide(run.test, rule, threshold)
+        for batch_size in (1, 8):
+            outcome = Runtime(run.model(), rule, threshold)(run.samples("test"), batch_size=batch_size)
+            assert outcome.stages.tolist() == simulated.stages.tolist()
+    assert run.test.layers == (1, 3, 7)
+
+
+def test_each_model_of_a_row_learns_as_fast_as_an_encoder_of_its_size(
+    setting: Setting, small_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = save_folder(tmp_path / "narrow", 1, tiny_tokenizer(), hidden_size=8)
+    monkeypatch.setattr(settings, "BASE_WIDTH", 16)
+    model = cascadebert.build(setting, 2, CascadeOptions((narrow, small_folder)))
+    assert [part.rate for part in model.models] == [pytest.approx(1e-4 / 3e-5), 1.0, 1.0]
 
 
 def test_models_that_do_not_fit_are_refused_before_training(

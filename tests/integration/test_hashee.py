@@ -98,8 +98,9 @@ def test_a_sentence_alone_gets_the_answer_that_it_gets_in_a_batch(function: str)
         assert torch.equal(cost, together.cost[kind])
 
 
-def test_padding_on_the_left_changes_nothing() -> None:
-    model, [sentence] = model_of(), SAMPLES.take([3]).tokens
+@pytest.mark.parametrize("name", ["bert", "mpnet", "nomic_bert", "modernbert"])
+def test_padding_on_the_left_changes_nothing(name: str) -> None:
+    model, [sentence] = model_of(name), SAMPLES.take([3]).tokens
     # Embeddings would give other positions to what stands behind padding, so the states before layer 1 are held fixed.
     ids = torch.tensor([sentence])
     state = model.begin(ids, torch.ones_like(ids))
@@ -135,18 +136,21 @@ def test_a_frozen_token_keeps_its_state_and_is_still_seen_by_the_others() -> Non
     assert (model.step(0, other)[0].hidden.states[:, 0] - at_the_top[:, 0]).abs().max() > 1e-3
 
 
-def test_gradients_of_the_packed_form_are_those_of_the_masked_form() -> None:
-    model, batch = model_of(), SAMPLES.batch(range(8))
+@pytest.mark.parametrize("name", ["bert", "mpnet", "nomic_bert", "modernbert"])
+def test_gradients_of_the_packed_form_are_those_of_the_masked_form(name: str) -> None:
+    model, batch = model_of(name), SAMPLES.batch(range(8))
     gradients = []
     for packed in (True, False):
         model.zero_grad()
         finetuned.last_exit_loss(model, model.under(model.schedule, packed)(*batch.inputs), batch).backward()
         named = model.named_parameters()
-        gradients.append({name: part.grad.clone() for name, part in named if part.grad is not None})
+        gradients.append({part: weight.grad.clone() for part, weight in named if weight.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-4, msg=name)
-    assert gradients[0]["backbone.model.embeddings.word_embeddings.weight"].abs().sum() > 0
+    for part, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][part], atol=1e-5, rtol=1e-4, msg=part)
+    words = "tok_embeddings" if name == "modernbert" else "word_embeddings"
+    assert gradients[0][f"backbone.model.embeddings.{words}.weight"].abs().sum() > 0
+    assert name != "mpnet" or gradients[0]["backbone.model.encoder.relative_attention_bias.weight"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,5 +1,6 @@
 """The training loop: it learns, it repeats itself, and an interruption anywhere changes nothing."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -18,10 +19,11 @@ from torch import Tensor
 from eeutils.data.samples import Batch, Samples
 from eeutils.errors import InputError
 from eeutils.exiting.tradeoff import fixed_exits
+from eeutils.models.cascade import Cascade
 from eeutils.models.exits import MultiExitModel
 from eeutils.models.record import record
 from eeutils.models.stages import Answers, MultiStageModel
-from eeutils.training import loop
+from eeutils.training import checkpoints, loop
 from eeutils.training.checkpoints import remove_checkpoints
 from eeutils.training.loop import Phase, answer_loss, fit, over_exits
 from eeutils.training.settings import Setting
@@ -277,7 +279,7 @@ def test_weight_decay_is_on_matrices_only() -> None:
     model = tiny_model()
     model.requires_grad_(False)
     model.exits["2"].requires_grad_(True)
-    matrices, vectors = loop._groups(model, 1.0, 0.25)
+    matrices, vectors = loop._groups(model, 1.0, 1.0, 0.25)
     head = model.exits["2"]
     assert {id(p) for p in matrices["params"]} == {id(head.classifier.weight), id(head.pooler.dense.weight)}
     assert {id(p) for p in vectors["params"]} == {id(head.classifier.bias), id(head.pooler.dense.bias)}
@@ -306,6 +308,18 @@ def test_heads_have_a_rate_of_their_own_which_a_phase_scales_too(tmp_path: Path)
     assert len(joint) == len(list(model.parameters()))
     assert set(last.values()) == {6e-2}
     assert all(name.startswith("exits.4.") for name in last)
+
+
+def test_a_model_in_a_row_may_learn_at_a_rate_of_its_own() -> None:
+    small, large = tiny_model(num_hidden_layers=2), tiny_model()
+    small.rate = 4.0
+    row = Cascade([small, large])
+    groups = loop._groups(row, 1e-3, 10.0, 0.25)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in groups) == len(list(row.parameters()))
+    for model, scale in ((small, 4.0), (large, 1.0)):
+        assert {rates[id(p)] for p in model.backbone.parameters()} == {1e-3 * scale}
+        assert {rates[id(p)] for p in model.exits.parameters()} == {1e-2 * scale}
 
 
 def test_every_sample_is_trained_on_once_an_epoch(tmp_path: Path) -> None:
@@ -373,6 +387,34 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_space(
     assert calls == 3
     assert not list((tmp_path / "full").glob(".partial-*"))
     same(whole, train(tmp_path / "full", two_phases(), checkpoint_seconds=0.0))
+
+
+def test_checkpoints_that_take_long_are_written_as_much_more_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk on which a checkpoint takes 30 seconds, and steps of 10: with a clock that only they move."""
+    now, saves = 0.0, []
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now)
+    save = loop.Accelerator.save_state
+
+    def slow(self: loop.Accelerator, *arguments: object, **options: object) -> object:
+        nonlocal now
+        saves.append(now)
+        now += 30
+        return save(self, *arguments, **options)
+
+    def objective(model: MultiStageModel, answers: Answers, batch: Batch) -> Tensor:
+        nonlocal now
+        now += 10
+        return mean_loss(model, answers, batch)
+
+    monkeypatch.setattr(loop.Accelerator, "save_state", slow)
+    setting = Setting(**(SETTING.to_dict() | {"epochs": 40}))
+    train(tmp_path, [Phase("all", objective)], setting, checkpoint_seconds=120.0)
+    assert 120 <= saves[0] < 140, "the first when it is due, for nobody knows yet how long it takes"
+    assert all(600 <= later - earlier - 30 < 620 for earlier, later in itertools.pairwise(saves))
+    assert len(saves) == 4
+    assert 30 * len(saves[1:]) <= 0.05 * (now - saves[0])
 
 
 def test_only_one_checkpoint_is_kept(tmp_path: Path) -> None:

@@ -20,15 +20,42 @@ def test_a_profile_gives_a_setting_and_changes_override_it(profile: str) -> None
     assert Setting(**setting.to_dict()) == setting
 
 
-def test_a_small_encoder_takes_a_rate_of_its_own_and_new_heads_ten_times_that_of_any(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+def test_the_size_of_an_encoder_decides_its_rate_and_new_heads_take_ten_times_that_of_any(tmp_path: Path) -> None:
+    small, base = tmp_path / "small", tmp_path / "base"
+    for folder, width in ((small, 384), (base, 768)):
+        folder.mkdir()
+        (folder / "config.json").write_text(f'{{"model_type": "bert", "hidden_size": {width}}}')
     settings = [
         Setting.from_profile("quick", task, backbone, 0)
         for task in ("sst2", "mrpc")
-        for backbone in ("minilm-l6", str(tmp_path))
+        for backbone in ("minilm-l6", str(small), "mpnet-base", str(base))
     ]
-    assert [setting.learning_rate for setting in settings] == [1e-4, 2e-5, 1e-4, 2e-5]
+    # Not whether it is an offline one.
+    assert [setting.learning_rate for setting in settings] == [1e-4, 1e-4, 3e-5, 3e-5] * 2
+    assert [setting.pool for setting in settings] == ["mean", "cls", "mean", "cls"] * 2
     assert {setting.head_rate for setting in settings} == {10.0}
+    assert {setting.batch_size for setting in settings} == {32}
+
+
+@pytest.mark.parametrize("task", ["movie", "mrpc", "cola"])
+def test_an_encoder_of_base_size_makes_fewer_passes(task: str) -> None:
+    for profile in ("quick", "study"):
+        small, base = (Setting.from_profile(profile, task, backbone, 0) for backbone in ("minilm-l6", "mpnet-base"))
+        assert base.epochs < small.epochs or (profile, task) == ("study", "movie")
+        assert (base.train_size, base.max_length) == (small.train_size, small.max_length)
+    for profile in ("smoke", "full"):
+        assert Setting.from_profile(profile, task, "mpnet-base", 0).epochs == PROFILES[profile]["epochs"]
+
+
+def test_another_encoder_in_the_same_setting_learns_as_fast_as_its_size_does() -> None:
+    setting = Setting.from_profile("quick", "mrpc", "mpnet-base", 0, learning_rate=6e-5)
+    assert setting.on("mpnet-base") is setting
+    small = setting.on("minilm-l6")
+    # Twice the usual rate for one is twice the usual rate for the other.
+    assert small.learning_rate == pytest.approx(2e-4)
+    assert (small.backbone, small.epochs, small.head_rate) == ("minilm-l6", setting.epochs, setting.head_rate)
+    other = Setting.from_profile("quick", "mrpc", "minilm-l6", 0, learning_rate=3e-4)
+    assert other.on("minilm-l3").learning_rate == 3e-4, "to the last bit, or every run would be another"
 
 
 def test_tasks_that_are_far_from_similarity_get_more_epochs_and_cola_more_samples() -> None:

