@@ -438,7 +438,7 @@ def test_the_command_line_writes_what_the_page_reads(study: SimpleNamespace, tmp
     # Everything that the scoreboard shows can be made of what was written.
     scores, costs = read["scores"], read["costs"]
     assert sentences.trained_on(read["runs"], ["movie"]) == [
-        "Movie reviews, polarity: 1 seed(s), 48 training samples, 1 epoch(s) or 2 steps a phase, learning rate 2e-05."
+        "Movie reviews, polarity: 1 seed(s), 48 training samples, 1 epoch(s) or 2 steps a phase, learning rate 0.0001."
     ]
     learned = scores.assign(low=scores.score, blind=0.0)
     use = page.what_to_use(learned, costs)
