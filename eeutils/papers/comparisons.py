@@ -106,7 +106,7 @@ ABOUT_TREATMENTS = frozenset(
     [
         *("B1a", "B1b", "B2", "B3", "C3b", "C4a", "C4b", "E1a", "E2", "E3", "E6", "K1", "K2", "K3", "V1", "V3"),
         *("SM2a", "SM2b", "SM2c", "SM3", "SM5a", "SM5b"),
-        *("W1", "W2", "W3a", "W3b"),
+        *("W1", "W2", "W3a", "W3b", "W3c", "W4"),
     ]
 )
 """Claims that say what an idea does to a model: not testable where it did nothing. The others are about rules, or about

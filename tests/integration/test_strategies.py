@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.func import functional_call
 
+from eeutils.data.samples import LengthBuckets
 from eeutils.exiting import tradeoff
-from eeutils.papers import finetuned
+from eeutils.papers import finetuned, l2w
 from eeutils.papers.controls import learned_weights, mixed, step_costs, strategies
 from eeutils.papers.controls.strategies import LEARNED, UNIFORM, Strategies
-from eeutils.papers.l2w import weights_of
+from eeutils.papers.l2w import L2wOptions, weights_of
 from eeutils.training.loop import answer_loss
 from eeutils.training.runs import load_or_train
 from eeutils.training.settings import Setting
@@ -70,3 +72,41 @@ def test_a_step_s_cost_is_a_ratio_of_times(setting: Setting) -> None:
     for each in costs.values():
         assert 0 < each.low <= each.estimate <= each.high < np.inf
     assert costs[LEARNED].estimate > 1, "the network's own passes take time"
+
+
+def test_weights_are_worth_what_the_meta_loss_falls_by(setting: Setting) -> None:
+    options, samples = L2wOptions(rate=5e-4), tiny_samples(32)
+    torch.manual_seed(0)
+    model = l2w.build(setting, 2, options).eval()
+    untrained = learned_weights.worth(model, samples, 1, options)
+    assert all(each.estimate == 0 for each in untrained.values()), "all weights are 1"
+    for parameter in model.weight_network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    found = {name: each.estimate / 1000 for name, each in learned_weights.worth(model, samples, 1, options).items()}
+    learned, mean, apart = found.values()
+    assert apart == pytest.approx(learned - mean, rel=1e-4, abs=1e-9)
+    assert abs(apart) > 1e-6
+    # The long way, without any derivative by a weight: two pseudo-updates, and M after each.
+    theta = {name: p.detach() for name, p in model.named_parameters() if not name.startswith("weight_network")}
+    sampler = LengthBuckets(samples.lengths, 32, seed=0)
+    sampler.start(0)
+    batch = samples.batch(next(iter(sampler)))
+
+    def heard(rows: slice, parameters: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = tuple(None if part is None else part[rows] for part in batch.inputs)
+        logits = functional_call(model, parameters, inputs).logits
+        return answer_loss(logits, batch.labels[rows]), logits.softmax(dim=-1).amax(dim=-1)
+
+    def judged(weighs: bool, rows: slice, others: slice) -> float:
+        leaves = {name: value.clone().requires_grad_() for name, value in theta.items()}
+        losses, sure = heard(rows, leaves)
+        weights = model.weight_network(losses, sure).detach() if weighs else torch.ones_like(losses)
+        (weights * losses).mean().backward()
+        moved = {n: theta[n] - options.rate * (0 if leaf.grad is None else leaf.grad) for n, leaf in leaves.items()}
+        with torch.no_grad():
+            return l2w.meta_loss(*heard(others, moved), options.q).item()
+
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    falls = [judged(False, *each) - judged(True, *each) for each in (halves, halves[::-1])]
+    # To first order around the pseudo-update that uniform weights make.
+    assert learned == pytest.approx(sum(falls) / 2, rel=0.1)

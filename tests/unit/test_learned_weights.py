@@ -37,3 +37,9 @@ def test_what_rises_with_hardness_correlates_and_what_is_the_same_for_all_does_n
 
 def test_turned_is_the_interval_of_the_other_sign() -> None:
     assert turned(Interval(-0.2, -0.3, 0.1)) == Interval(0.2, -0.1, 0.3)
+
+
+def test_first_over_last_is_about_the_easiest_quarter_alone() -> None:
+    weights = torch.stack([2 - HARD, torch.zeros(8), HARD])
+    # The easiest two, of 0.1 and 0.2: 1.9 - 0.1 and 1.8 - 0.2.
+    assert Weighed(weights, HARD).first_over_last(resamples=50).estimate == pytest.approx(1.7)
