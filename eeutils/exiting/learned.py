@@ -5,15 +5,16 @@ however cleverly it leaves later, at tau:
 
     max over tau > s of  E[v_tau - v_s - lambda (c_tau - c_s) | exits 1 .. s]  <=  0
 
-v_s is what the answer of exit s is worth: 1 where it is right and 0 where it is wrong, or minus its squared error; c_s
-is the share of a plain pass that was spent by then. The left side falls as the price rises, so each sample has at each
-exit ONE critical price, at which going on and leaving are alike. Readiness is minus that price: at the threshold
--lambda it is the rule that pays best for lambda, so one threshold sweeps the whole curve. It is learned on dev:
+v_s is what the answer of exit s is worth: 1 where it is right and 0 where it is wrong, of numbers minus the squared
+error; c_s is the share of a plain pass that was spent by then. The left side falls as the price rises, so each sample
+has at each exit ONE critical price, at which going on and leaving are alike. Readiness is minus that price: at the
+threshold -lambda it is the rule that pays best for lambda, so one threshold sweeps the whole curve. Learned on dev:
 
     1. A judge, a classifier that reads ALL exits, says of samples that it has not seen how likely each class is. So the
        worth of an answer is a probability instead of 0 or 1: the same on average, with much less chance in it.
     2. ONE ridge regression for all exits guesses from the `signals` of the exits so far what going on pays, for a row
-       of prices; where the guess falls through 0 is the critical price.
+       of prices; where the guess falls through 0 is the critical price. The penalty is the one that earns most on
+       samples that were left out; the largest leaves little but a constant for each exit, which is a blind policy.
     3. When a sample would leave later follows from the critical prices of later exits. It begins with "at the last
        exit", and a few rounds of steps 2 and 3 suffice.
 
@@ -57,8 +58,8 @@ NAME, ON_TEST = "best learned rule", "learned on test"
 SMALLEST = 10
 """Samples, or groups of them, that a rule is learned from at least."""
 
-PENALTY = 0.1
-"""Of the ridge, for each row: ten times less and ten times more learn nearly the same rule."""
+PENALTIES = (0.1, 1.0, 10.0, 100.0)
+"""Of the ridge, for each row."""
 
 ROUNDS = 4
 """Of steps 2 and 3: more of them change nothing."""
@@ -180,7 +181,8 @@ class Learned:
 @dataclass(frozen=True)
 class _Part:
     """One ridge regression on signals: their names, the stages of the model, middle (K,) and spread (K,) of signals
-    over samples and exits, weights (K + S - 1, prices) of signals and exits, level (prices,); and who judged."""
+    over samples and exits, weights (K + S - 1, prices) of signals and exits, level (prices,); who judged, and the
+    penalty."""
 
     names: tuple[str, ...]
     stages: int
@@ -189,6 +191,7 @@ class _Part:
     weights: Tensor
     level: Tensor
     judge: str
+    penalty: float
 
     def prices(self, known: Mapping[str, Tensor]) -> Tensor:
         """(S, N): the critical price at each exit."""
@@ -212,8 +215,13 @@ def _learn(dev: Evidence, seed: int, folds: int = 5) -> _Part:
     spread = torch.where(spread > 1e-9, spread, torch.ones_like(spread))
     rows = _rows((held - middle) / spread, dev.stages).numpy()
     cost = (dev.cost["flops"].double() / dev.reference["flops"].double().mean()).numpy()
-    weights, level = _going_on(rows, _worth(dev, likely), cost, fold)
-    return _Part(tuple(known), dev.stages, middle, spread, torch.from_numpy(weights), torch.from_numpy(level), judge)
+    worth, best = _worth(dev, likely), None
+    for penalty in PENALTIES:
+        *fitted, critical = _going_on(rows, worth, cost, fold, penalty)
+        earned = _earned(critical, worth, cost)
+        if best is None or earned > best[0]:
+            best = (earned, *map(torch.from_numpy, fitted), penalty)
+    return _Part(tuple(known), dev.stages, middle, spread, *best[1:3], judge, best[3])
 
 
 def _folds(dev: Evidence, folds: int, seed: int) -> np.ndarray:
@@ -229,9 +237,9 @@ def _prices(stages: int) -> np.ndarray:
 
 
 def _rows(standardised: Tensor, stages: int) -> Tensor:
-    """(s, N, K + S - 1): signals, and which exit it is, which the penalty hardly feels."""
+    """(s, N, K + S - 1): signals, and which exit it is, in numbers so large that no penalty weighs on them."""
     exits, units, _ = standardised.shape
-    which = 3 * torch.eye(stages - 1, dtype=torch.float64)[:exits, None]
+    which = 30 * torch.eye(stages - 1, dtype=torch.float64)[:exits, None]
     return torch.cat([standardised, which.expand(-1, units, -1)], dim=-1)
 
 
@@ -273,15 +281,24 @@ def _say(judge: BaseEstimator, read: np.ndarray, labels: np.ndarray, asked: np.n
 
 def _worth(dev: Evidence, likely: np.ndarray) -> np.ndarray:
     """v (S, N): the probability of each exit's answer; of a number minus its squared error, in variances of labels.
-    What the judge cannot know of a label is the same at all exits, so it drops out of differences."""
-    answers = dev.predictions.numpy()
+
+    Numbers are scored by a correlation, which sees them up to one line for all: so they are on the line that suits the
+    last exit best. What the judge cannot know of a label is the same at all exits and drops out of differences.
+    """
+    answers = dev.predictions.double().numpy() if dev.regression else dev.predictions.numpy()
     if dev.regression:
-        return -np.square(answers - likely) / max(float(dev.labels.double().var()), 1e-9)
+        labels = dev.labels.double().numpy()
+        slope = np.cov(answers[-1], labels)[0, 1] / max(float(answers[-1].var(ddof=1)), 1e-9)
+        errors = slope * (answers - answers[-1].mean()) - (likely - labels.mean())
+        return -np.square(errors) / max(float(labels.var()), 1e-9)
     return np.stack([likely[np.arange(len(likely)), answer] for answer in answers])
 
 
-def _going_on(rows: np.ndarray, worth: np.ndarray, cost: np.ndarray, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps 2 and 3: weights (K + S - 1, prices) and level of the ridge regression of what going on pays."""
+def _going_on(
+    rows: np.ndarray, worth: np.ndarray, cost: np.ndarray, fold: np.ndarray, penalty: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps 2 and 3: weights (K + S - 1, prices) and level of the ridge regression of what going on pays, and critical
+    prices (S - 1, N) of samples that it was not fitted to."""
     (stages, units), prices = worth.shape, _prices(len(worth))
     each, pays = np.arange(units)[:, None], np.empty((stages - 1, units, len(prices)))
     critical = np.full((stages - 1, units), np.inf)
@@ -294,19 +311,30 @@ def _going_on(rows: np.ndarray, worth: np.ndarray, cost: np.ndarray, fold: np.nd
         guessed = np.empty_like(pays)
         for left_out in np.unique(fold):
             here = fold == left_out
-            weights, level = _ridge(rows[:, ~here], pays[:, ~here])
+            weights, level = _ridge(rows[:, ~here], pays[:, ~here], penalty)
             guessed[:, here] = rows[:, here] @ weights + level
         critical = _critical(np.moveaxis(guessed, -1, 0), prices)
-    return _ridge(rows, pays)
+    return *_ridge(rows, pays, penalty), critical
 
 
-def _ridge(rows: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ridge(rows: np.ndarray, wanted: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
     """Weights and level of the ridge regression of (s, N, prices) on (s, N, K): one inverse for all prices."""
     x, y = (each.reshape(-1, each.shape[-1]) for each in (rows, wanted))
     middle, level = x.mean(axis=0), y.mean(axis=0)
-    inner = (x - middle).T @ (x - middle) + PENALTY * len(x) * np.eye(x.shape[1])
+    inner = (x - middle).T @ (x - middle) + penalty * len(x) * np.eye(x.shape[1])
     weights = np.linalg.solve(inner, (x - middle).T @ (y - level))
     return weights, level - middle @ weights
+
+
+def _earned(critical: np.ndarray, worth: np.ndarray, cost: np.ndarray) -> float:
+    """What leaving by these critical prices earns: worth minus the price of what was spent, mean over samples and the
+    prices of 0 and more."""
+    prices = _prices(len(worth))
+    prices = prices[prices >= 0]
+    leaves = critical[..., None] <= prices
+    leaves = np.concatenate([leaves, np.ones_like(leaves[:1])])
+    at, each = leaves.argmax(axis=0), np.arange(worth.shape[1])[:, None]
+    return float((worth[at, each] - prices * cost[at, each]).mean())
 
 
 def _critical(pays: np.ndarray, prices: np.ndarray) -> np.ndarray:

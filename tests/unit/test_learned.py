@@ -201,6 +201,18 @@ def test_numbers_are_judged_by_their_squared_error() -> None:
     assert ours > max(others) + 0.15
 
 
+def test_numbers_are_compared_on_the_line_that_suits_the_last_exit() -> None:
+    # A correlation does not see that all exits speak on another scale than labels; it sees one that differs.
+    dev = random_evidence(0, 3, 30, 1)
+    moved = replace(dev, logits=3 * dev.logits - 7)
+    likely = dev.labels.double().numpy()
+    assert np.allclose(learned._worth(moved, likely), learned._worth(dev, likely), atol=1e-5)
+    logits = torch.stack([0.1 * dev.labels, dev.labels])[..., None]
+    worth = learned._worth(make_evidence(logits, dev.labels), likely)
+    assert np.allclose(worth[1], 0, atol=1e-9)
+    assert worth[0].mean() == pytest.approx(-0.81 * 29 / 30, abs=0.2)
+
+
 def test_the_critical_price_of_a_coin_by_hand() -> None:
     # Exit 1 is right on half of the samples whatever it says, exit 2 on all: going on pays 1/2, and costs one of two
     # layers, half of a plain pass (10 of 21 FLOPs and a head). So the critical price is close to 1, less what a judge
