@@ -56,7 +56,8 @@ study: $(READY) ## train every method on several seeds and write the scoreboard'
 
 .PHONY: test
 test: $(READY) ## run all tests
-	@ACCELERATE_MIXED_PRECISION=no $(PYTHON) -m pytest -q --durations=10
+	@ACCELERATE_MIXED_PRECISION=no OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q --durations=10 \
+		--numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: bench
 bench: $(READY) ## measure training, sweeps and the runtime; the table goes to data/results/

@@ -27,8 +27,11 @@ TIERS = {"unit": "unit", "integration": "integration", "notebooks": "notebooks",
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with the tier of its folder, and run the quick tiers first."""
+    """Mark each test with the tier of its folder, and run the quick tiers first; where several processes share them,
+    the notebooks, which take longest and are one file."""
     order = list(TIERS.values())
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        order.sort(key=lambda tier: tier != "notebooks")
     tiers = {}
     for item in items:
         tiers[item] = TIERS[item.path.relative_to(TESTS).parts[0]]
