@@ -1,4 +1,4 @@
-"""FastBERT: a Self-distilling BERT with Adaptive Inference Time (Liu, Zhou, Zhao, Wang, Deng and Ju, ACL 2020).
+"""FastBERT: a Self-distilling BERT with Adaptive Inference Time (Liu, Zhou, Wang, Zhao, Deng and Ju, ACL 2020).
 
 The model is fine-tuned as usual first. Then everything is frozen and each layer gets a student, a small self-attention
 over the tokens with a classifier, that learns to say what the last classifier says: its whole distribution, not the
