@@ -19,7 +19,7 @@ FLOORS = (
     {"exiting", "data"},
     {"models"},
     {"training"},
-    {"papers", "reporting"},
+    {"papers", "reporting", "deploy"},
     {"study", "workflow"},
 )
 """From the ground up. Rooms on one floor do not know each other, but for the passages below."""
