@@ -1,9 +1,11 @@
 """What several test modules build: evidence or answers from logits, one of every rule, a metric."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,16 @@ from eeutils.exiting.evidence import Evidence
 from eeutils.exiting.rules import Rule
 from eeutils.models.cost import Spent
 from eeutils.models.stages import Answers
+
+
+@contextmanager
+def untyped() -> Iterator[None]:
+    """Signatures are not held to their types in here: where code is traced a size is a symbol, and no int."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def make_evidence(

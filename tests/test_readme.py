@@ -10,6 +10,7 @@ import pytest
 from eeutils.data.specs import spec_of
 from eeutils.data.tasks import load_task
 from eeutils.files import repository_root
+from tests.helpers import untyped
 
 ROOT = repository_root()
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,13 +55,21 @@ def test_every_command_is_one_that_is_tested_here() -> None:
     assert all(calls_make(line) or "papermill" in line for line in commands())
 
 
-def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("python")
+def test_the_python_examples_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, exported = blocks("python")
     assert '"quick"' in code
-    exec(compile(code.replace('"quick"', '"smoke"'), "README.md", "exec"), {})
+    names: dict[str, object] = {}
+    exec(compile(code.replace('"quick"', '"smoke"'), "README.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "layer_speedup" in printed
     assert printed.count("tensor(") == 2
+    monkeypatch.chdir(tmp_path)
+    with untyped():
+        exec(compile(exported, "README.md", "exec"), names)
+    assert {"negative", "positive"} >= set(names["answered"].answers)
+    assert (tmp_path / "reviews" / "README.md").exists()
 
 
 def test_the_own_task_example_loads(tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ from eeutils.models.exits import ExitState, MultiExitModel
 from eeutils.models.runtime import Runtime
 from eeutils.training.runs import Run
 
+SPEEDUPS = (1.5, 2.0, 3.0)
+"""In FLOPs: a threshold for each is chosen on dev and written, too."""
+
 CHECKED = 64
 """Samples of dev on which an export is held against PyTorch's runtime."""
 
@@ -147,26 +150,45 @@ def export(
         )
     rule = rule or next(iter(run.method.rules.values()), fixed())
     rule.check(model.classes, NEVER if threshold is None else threshold)
+    _knows_enough(rule, run.dev)
     dev, model = run.samples("dev"), model.cpu()
     with atomic_write(folder) as partial:
         partial.mkdir()
         _write_graphs(model, rule, dev, partial, int8, progress)
         load_tokenizer(run.setting.backbone).backend_tokenizer.save(str(partial / TOKENIZER))
         config = _config(run, model, rule, dev, int8)
-        heard = _said(_opened(partial, config), run.dev, dev)
+        heard = evidence_of(Deployed(partial, config), run.dev, dev)
         if threshold is None:
             threshold = threshold_for_speedup(heard, rule, speedup) if model.stages > 1 else NEVER
-        config["threshold"] = None if math.isinf(threshold) else threshold
-        deployed = _opened(partial, config)
+        config["threshold"] = _written(threshold)
+        config["thresholds"] = {
+            f"{asked:g}": _written(threshold_for_speedup(heard, rule, asked)) for asked in SPEEDUPS if model.stages > 1
+        }
+        deployed = Deployed(partial, config)
         if not int8:
             _check(deployed, model, rule, dev)
-        test = _said(deployed, run.test, run.samples("test"))
+        test = evidence_of(deployed, run.test, run.samples("test"))
         config["test"] = _measured(test, rule, threshold, run)
         (partial / "README.md").write_text(card(config), encoding="utf-8")
         files = [path.name for path in sorted(partial.iterdir())]
         config["sha256"] = {name: sha256(partial / name) for name in files if name != "README.md"}
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return load(folder)
+
+
+def _written(threshold: float) -> float | None:
+    """As JSON has it, which knows no infinity."""
+    return None if math.isinf(threshold) else threshold
+
+
+def _knows_enough(rule: Rule, dev: Evidence) -> None:
+    """Refuse a rule that reads what nobody knows of a new text."""
+    unknown = replace(dev, ids=dev.ids.flip(0), labels=None)
+    if rule.needs_labels or not torch.equal(rule.readiness(dev), rule.readiness(unknown)):
+        raise InputError(
+            f"rule {rule.name!r} reads a sample's number or its label, which a new text does not have; choose another "
+            "rule"
+        )
 
 
 def _write_graphs(model: MultiExitModel, rule: Rule, dev: Samples, folder: Path, int8: bool, progress: bool) -> None:
@@ -274,16 +296,12 @@ def _config(run: Run, model: MultiExitModel, rule: Rule, dev: Samples, int8: boo
     }
 
 
-def _opened(folder: Path, config: dict[str, Any]) -> Deployed:
-    return Deployed(folder, config)
-
-
-def _said(deployed: Deployed, recorded: Evidence, samples: Samples) -> Evidence:
-    """What the graphs say of samples at every stage; costs, labels and order are those that were recorded."""
+def evidence_of(deployed: Deployed, recorded: Evidence, samples: Samples) -> Evidence:
+    """What the graphs say of samples at every stage, (S, N, C); costs and labels are those that were recorded."""
     parts: list[list[dict[str, np.ndarray]]] = []
     rows_of = []
     for rows, batch in batches(samples, 64):
-        state = {name: tensor.numpy() for name, tensor in _named(batch.inputs).items()}
+        state = named_inputs(batch.inputs)
         stages = []
         for stage in range(len(deployed.layers)):
             state, said = deployed.step(stage, state)
@@ -302,19 +320,17 @@ def _said(deployed: Deployed, recorded: Evidence, samples: Samples) -> Evidence:
     return replace(recorded.take(places), logits=joined("logits"), extras=extras)
 
 
-def _named(inputs: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+def named_inputs(inputs: tuple[Tensor | None, ...]) -> dict[str, np.ndarray]:
+    """`Batch.inputs` as the first graph takes them."""
     names = ("input_ids", "attention_mask", "token_type_ids")
-    return {name: tensor for name, tensor in zip(names, inputs, strict=True) if tensor is not None}
+    return {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True) if tensor is not None}
 
 
 def _check(deployed: Deployed, model: MultiExitModel, rule: Rule, dev: Samples) -> None:
     samples = dev.take(range(min(CHECKED, len(dev))))
     theirs = Runtime(model, rule, deployed.threshold)(samples)
     rows, ours = zip(
-        *(
-            (rows, deployed.run({n: t.numpy() for n, t in _named(batch.inputs).items()}, deployed.threshold))
-            for rows, batch in batches(samples, 32)
-        ),
+        *((rows, deployed.run(named_inputs(batch.inputs), deployed.threshold)) for rows, batch in batches(samples, 32)),
         strict=True,
     )
     back = torch.cat(rows).argsort()
@@ -322,8 +338,8 @@ def _check(deployed: Deployed, model: MultiExitModel, rule: Rule, dev: Samples) 
     close = torch.isclose(scores, theirs.logits, atol=1e-3, rtol=1e-3).all(dim=1)
     if float(((stages == theirs.stages) & close).double().mean()) < ALIKE:
         raise InputError(
-            f"rule {rule.name!r} says other things as a graph than in PyTorch: it reads what a deployed model does not "
-            "know, such as a sample's number; choose another rule"
+            f"as graphs model and rule {rule.name!r} say other things than in PyTorch, so nothing was written; choose "
+            "another rule, or another version of onnxscript"
         )
 
 

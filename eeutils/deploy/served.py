@@ -49,7 +49,7 @@ class Deployed:
 
     Attributes:
         folder: where it lies.
-        config: what `deployment.json` says.
+        config: what `deployment.json` says, with the threshold that was asked for.
         threads: of onnxruntime; None leaves the choice to it.
     """
 
@@ -176,11 +176,17 @@ class Deployed:
         return scores[:, 0].tolist() if not names else [names[place] for place in scores.argmax(axis=1)]
 
 
-def load(folder: Path | str, threads: int | None = None) -> Deployed:
+def load(folder: Path | str, speedup: float | None = None, threads: int | None = None) -> Deployed:
     """Open what `deploy.export` wrote.
 
+    Args:
+        folder: as it was written, or a copy of it.
+        speedup: in FLOPs, one of those that thresholds were chosen for on dev; by default what was asked for at export.
+        threads: of onnxruntime; None leaves the choice to it.
+
     Raises:
-        InputError: not such a folder, one of another version, or one of whose files is missing or not whole.
+        InputError: not such a folder, one of another version, one of whose files is missing or not whole, or another
+            speed-up; the sentence lists the valid ones.
     """
     folder = Path(folder)
     try:
@@ -193,6 +199,11 @@ def load(folder: Path | str, threads: int | None = None) -> Deployed:
         path = folder / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
             raise InputError(f"{path} is missing or not what was exported; copy the whole folder again")
+    if speedup is not None:
+        known = config["thresholds"]
+        if f"{speedup:g}" not in known:
+            raise InputError(f"no threshold was chosen for {speedup:g}x; choose one of: {', '.join(known) or 'none'}")
+        config["threshold"] = known[f"{speedup:g}"]
     return Deployed(folder, config, threads)
 
 

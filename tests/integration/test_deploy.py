@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -25,6 +24,7 @@ from eeutils.papers import badge, berxit, cascadebert, de3bert, ensemble, finetu
 from eeutils.training.method import Method
 from eeutils.training.runs import Run, load_or_train
 from eeutils.training.settings import Setting
+from tests.helpers import untyped
 from tests.tiny import sentences, tiny_encoder, tiny_task, tiny_tokenizer
 
 TEXTS = sentences(40, seed=7)[0]
@@ -55,12 +55,8 @@ def trained(method: Method, backbone: str, task: str = "movie", **options: Any) 
 
 
 def export(run: Run, folder: Path, *choices: Any, **named: Any) -> deploy.Deployed:
-    # A traced size is a symbol, and no int as signatures have it.
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
+    with untyped():
         return deploy.export(run, folder, *choices, progress=False, **named)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def in_torch(run: Run, rule: Rule, threshold: float) -> Runtime:
@@ -127,6 +123,11 @@ def test_pairs_threshold_card_and_eight_bits(
         got.scores[got.layers == wanted.stages.numpy() + 1].argmax(1),
         wanted.predictions.numpy()[got.layers == wanted.stages.numpy() + 1],
     )
+    slow, fast = (deploy.load(tmp_path / "pairs", speedup) for speedup in (1.5, 3.0))
+    assert slow.threshold == deployed.threshold
+    assert fast.threshold == pytest.approx(threshold_for_speedup(run.dev, rules.entropy(), 3.0), abs=1e-6)
+    with pytest.raises(InputError, match=r"choose one of: 1\.5, 2, 3"):
+        deploy.load(tmp_path / "pairs", 2.2)
     said = deployed.config["test"]
     measured = in_torch(run, rules.entropy(), deployed.threshold)(run.samples("test"))
     assert said["mean_layers"] == pytest.approx(float(measured.stages.double().mean()) + 1, abs=0.1)
@@ -176,8 +177,9 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(
     with pytest.raises(InputError, match="CascadeBERT is not one encoder with exits"):
         export(run, tmp_path / "row")
     run = trained(pabee.METHOD, backbone)
-    with pytest.raises(InputError, match="a sample's number"):
-        export(run, tmp_path / "coins", rules.random(), speedup=1.5)
+    for rule in (rules.random(), rules.oracle()):
+        with pytest.raises(InputError, match="a sample's number or its label"):
+            export(run, tmp_path / "coins", rule, speedup=1.5)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="name a new folder"):
