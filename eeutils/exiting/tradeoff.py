@@ -125,6 +125,16 @@ def score_at(curve: pd.DataFrame, speedup: float, axis: str = "flops") -> float:
     return float(np.interp(wanted, cost, score)) if _within(wanted, cost) else math.nan
 
 
+PARTS = 8
+"""Into which a mix is cut where its score is no mean over samples; between two cuts lies a line."""
+
+
+def averages(metric: Metric) -> bool:
+    """Whether a metric is a mean over samples, so that the score of a mix is the mix of scores. A metric that is none,
+    such as a correlation, says so by an attribute `averages` of False."""
+    return getattr(metric, "averages", True)
+
+
 @dataclass(frozen=True)
 class Reading:
     """A curve read at one speed-up: what N units are answered at the threshold just below it and the one just above.
@@ -138,8 +148,17 @@ class Reading:
 
     def score(self, metric: Metric, labels: np.ndarray, rows: np.ndarray | slice = slice(None)) -> float:
         """The score of the mix, on all samples or on some rows."""
-        first, second = (metric(answers.numpy()[rows], labels[rows]) for answers in self.predictions)
-        return self.share * first + (1 - self.share) * second
+        first, second = (answers.numpy()[rows] for answers in self.predictions)
+        if averages(metric) or self.share in (0.0, 1.0):
+            return self.share * metric(first, labels[rows]) + (1 - self.share) * metric(second, labels[rows])
+        # A correlation of a mix is not the mix of correlations: score everybody's answers to both, each in its share.
+        many = np.tile(labels[rows], PARTS)
+
+        def at(part: int) -> float:
+            return metric(np.concatenate([np.tile(first, part), np.tile(second, PARTS - part)]), many)
+
+        rest, part = math.modf(self.share * PARTS)
+        return (1 - rest) * at(int(part)) + rest * at(int(part) + 1)
 
 
 def at_speedup(evidence: Evidence, rule: Rule, speedup: float, axis: str = "flops") -> Reading:

@@ -310,7 +310,9 @@ def classes_of(setting: Setting) -> int:
 
 def metric_of(task: str) -> Metric:
     """The headline metric of a task, (predictions, labels) -> score."""
-    return partial(metrics.headline, spec_of(task))
+    metric = partial(metrics.headline, spec_of(task))
+    metric.averages = spec_of(task).metrics[0] == "accuracy"
+    return metric
 
 
 def _read_weights(

@@ -16,6 +16,7 @@ from eeutils.errors import InputError
 from eeutils.exiting import rules
 from eeutils.exiting.evidence import Evidence
 from eeutils.exiting.tradeoff import (
+    Reading,
     area,
     at_speedup,
     at_threshold,
@@ -334,6 +335,29 @@ def test_fixed_exits_read_between_two_layers_mix_both() -> None:
     reading = at_speedup(evidence, rules.fixed(), 4 / 1.5, axis="layers")
     assert reading.share == pytest.approx(0.5)
     assert reading.score(accuracy, evidence.labels.numpy()) == pytest.approx(0.5)
+
+
+def test_a_mix_is_scored_as_if_each_sample_drew_its_side() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 3000)
+    always, good = np.zeros_like(labels), np.where(generator.random(3000) < 0.8, labels, 1 - labels)
+
+    def correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
+        return 0.0 if len(set(predictions)) == 1 else float(np.corrcoef(predictions, labels)[0, 1])
+
+    def drawn(metric: Callable, share: float) -> float:
+        sides = (np.where(generator.random(3000) < share, always, good) for _ in range(300))
+        return float(np.mean([metric(side, labels) for side in sides]))
+
+    correlation.averages = False
+    for share in (0.3, 0.5):
+        mix = Reading(share, (torch.from_numpy(always), torch.from_numpy(good)))
+        assert mix.score(correlation, labels) == pytest.approx(drawn(correlation, share), abs=0.003)
+        assert mix.score(accuracy, labels) == pytest.approx(drawn(accuracy, share), abs=0.003)
+        # What the mean of the two scores would say is another number for the one and the same for the other.
+        assert abs(mix.score(correlation, labels) - (1 - share) * correlation(good, labels)) > 0.01
+    halves = Reading(0.37, (torch.from_numpy(good), torch.from_numpy(good)))
+    assert halves.score(correlation, labels) == pytest.approx(correlation(good, labels), abs=1e-9)
 
 
 def test_where_tokens_stop_on_their_own_the_layer_speedup_is_that_of_each_sample() -> None:
