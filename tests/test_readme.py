@@ -1,4 +1,4 @@
-"""README keeps its word: each of its commands is run here, or shown to be one that the repository has."""
+"""README and docs keep their word: each of their commands is run here, or shown to be one that the repository has."""
 
 import re
 import subprocess
@@ -13,11 +13,15 @@ from eeutils.files import repository_root
 from tests.helpers import untyped
 
 ROOT = repository_root()
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", "\n".join(map(read, PAGES)), flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -84,14 +88,16 @@ def test_the_own_task_example_loads(tmp_path: Path) -> None:
     assert len(load_task(str(folder)).test) == 120
 
 
-def test_links_and_figures_exist() -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_figures_exist(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", read(page))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
 def rooms_of_the_map() -> dict[str, set[str]]:
-    """Folder -> the modules that README names in it, in README's order."""
-    lines = re.findall(r"^\| `((?:eeutils|workflow)/[a-z/]*)`[^|]*\|(.*)\|$", README, flags=re.MULTILINE)
+    """Folder -> the modules that docs/package.md names in it, in its order."""
+    page = read(ROOT / "docs" / "package.md")
+    lines = re.findall(r"^\| `((?:eeutils|workflow)/[a-z/]*)`[^|]*\|(.*)\|$", page, flags=re.MULTILINE)
     return {room.rstrip("/"): set(re.findall(r"`(\w+)`", text)) for room, text in lines}
 
 

@@ -95,8 +95,7 @@ def operating_points(points: pd.DataFrame) -> list[str]:
 
 
 def headlines(scores: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
-    """What came out, in three sentences: what to take at 2x, and how many curves beat the best blind policy at 2x and
-    at 3x."""
+    """What came out, in three sentences: what to take at 2x, and who beats the best blind policy at 2x and at 3x."""
     counted = one_of_each_corpus(learned(scores))
     flops = scores[(scores.axis == "flops") & scores.task.isin(counted)]
     if len(flops) == 0:
@@ -113,18 +112,23 @@ def headlines(scores: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
         above, below = here[here.over_blind_low > 0], here[here.over_blind_high < 0]
         if len(here):
             tasks = here.task.nunique()
+            ground = f"{_counted(here.method.nunique(), 'method')} on {_counted(tasks, 'task')}"
             sentences.append(
-                f"At {speedup:g}x {len(above)} of {len(here)} curves (methods by tasks, {tasks} task(s)) are shown to "
-                f"beat the best blind policy, which looks at no sample{_names(above)}; {len(below)} are shown to lose "
-                f"to it{_names(below)}."
+                f"At {speedup:g}x in FLOPs, of {ground}, shown to beat the best blind policy, which looks at no sample: "
+                f"{_names(above, tasks)}; shown to lose to it: {_names(below, tasks)}."
             )
     return sentences
 
 
-def _names(rows: pd.DataFrame) -> str:
-    """Whose rows they are, in brackets, each method once."""
-    names = dict.fromkeys(rows.method)
-    return f" ({', '.join(names)})" if names else ""
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _names(rows: pd.DataFrame, tasks: int) -> str:
+    """Whose rows they are, each method once; of several tasks, on how many."""
+    names = rows.groupby("method", sort=False).size()
+    told = [name if tasks == 1 else f"{name} (on {count} of {tasks})" for name, count in names.items()]
+    return ", ".join(told) or "none"
 
 
 def against_the_simplest(scores: pd.DataFrame, simplest: str, speedups: Sequence[float] = (2.0, 3.0)) -> list[str]:

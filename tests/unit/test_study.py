@@ -114,7 +114,7 @@ def test_what_to_use_is_empty_where_nothing_was_run() -> None:
     assert len(page.what_to_use(page.read_table("scores", Path("nowhere")), COSTS)) == 0
 
 
-def test_headlines_name_what_to_take_and_how_many_curves_beat_a_blind_policy() -> None:
+def test_headlines_name_what_to_take_and_who_beats_a_blind_policy() -> None:
     label = "PABEE's exits, entropy"  # a comma of its own must not tear it
     movie = score_rows(A={2.0: (0.80, 0), 3.0: (0.74, 0)}, B={2.0: (0.799, 0.002)}, C={2.0: (0.70, -0.03)})
     movie.loc[movie.method == "B", ["method", "kind"]] = [label, "baseline"]
@@ -122,11 +122,14 @@ def test_headlines_name_what_to_take_and_how_many_curves_beat_a_blind_policy() -
     assert sentences.headlines(with_plain(movie), costs) == [
         f"At 2x in FLOPs take **{label}** for classes, the cheapest to train of the best; not told apart from it: A.",
         # At 2x A is above 0.77 by more than 0.02, and C below it by as much; at 3x A is below it.
-        "At 2x 1 of 2 curves (methods by tasks, 1 task(s)) are shown to beat the best blind policy, which looks at no "
-        "sample (A); 1 are shown to lose to it (C).",
-        "At 3x 0 of 1 curves (methods by tasks, 1 task(s)) are shown to beat the best blind policy, which looks at no "
-        "sample; 1 are shown to lose to it (A).",
+        "At 2x in FLOPs, of 2 methods on 1 task, shown to beat the best blind policy, which looks at no sample: A; "
+        "shown to lose to it: C.",
+        "At 3x in FLOPs, of 1 method on 1 task, shown to beat the best blind policy, which looks at no sample: none; "
+        "shown to lose to it: A.",
     ]
+    both = pd.concat([with_plain(movie), with_plain(movie.assign(task="mrpc"), task="mrpc")])
+    assert "of 2 methods on 2 tasks, shown to beat" in sentences.headlines(both, costs)[1]
+    assert "no sample: A (on 2 of 2); shown to lose to it: C (on 2 of 2)." in sentences.headlines(both, costs)[1]
 
 
 def test_without_a_study_the_headline_says_how_to_get_one() -> None:

@@ -1,0 +1,194 @@
+"""Early exits beside what one would deploy instead, in one run: `python -m workflow.rivals`.
+
+The plain model and a shallow one in PyTorch and in onnxruntime, in float32 and with weights of eight bits, and PABEE's
+exits under entropy and HashEE at about twice the speed in FLOPs. All answer the same texts, batch by batch in turn; the
+median over the rounds counts. Longer texts are test sentences of one label, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import torch
+
+from eeutils import deploy
+from eeutils.data.samples import Batch, Samples, batches, encode
+from eeutils.data.tasks import task_of
+from eeutils.deploy import Deployed
+from eeutils.deploy.exporting import evidence_of, named_inputs
+from eeutils.exiting.rules import NEVER, entropy, fixed
+from eeutils.exiting.tradeoff import predict, threshold_for_speedup
+from eeutils.files import atomic_write, repository_root
+from eeutils.models.backbone import load_tokenizer
+from eeutils.models.record import record
+from eeutils.models.runtime import Runtime
+from eeutils.models.stages import MultiStageModel
+from eeutils.models.timing import race
+from eeutils.papers import finetuned, hashee, pabee
+from eeutils.papers.budgets import budget_of
+from eeutils.training.fingerprint import environment
+from eeutils.training.loop import best_device
+from eeutils.training.runs import load_or_train, metric_of
+from eeutils.training.settings import Setting
+
+OUTPUT = repository_root() / "data" / "results" / "rivals.csv"
+COLUMNS = (
+    *("texts", "word_pieces", "batch_size", "what", "score", "milliseconds", "low", "high"),
+    *("over_plain_torch", "over_plain_onnx", "threads", "commit"),
+)
+TORCH, ONNX, ONNX8 = "plain, PyTorch", "plain, onnxruntime", "plain, onnxruntime int8"
+SPEEDUP = 2.0
+
+Answer = Callable[[], torch.Tensor]
+"""The answers (B,) to one batch."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: rounds; texts of a sentence's length, and of longer ones, by batch size."""
+
+    rounds: int
+    sentences: Mapping[int, int]
+    longer: Mapping[int, int]
+    lengths: tuple[int, ...] = (128, 256)
+
+
+FULL = Size(5, {1: 64, 8: 128, 32: 256}, {1: 24, 8: 48, 32: 64})
+QUICK = Size(2, {1: 4, 8: 8}, {1: 2}, (64,))
+
+
+def measure(profile: str, task: str, backbone: str, size: Size) -> pd.DataFrame:
+    """The whole table, of `COLUMNS`; trains what is not there yet."""
+    setting = Setting.from_profile(profile, task, backbone, 0)
+    plain, exits = load_or_train(finetuned.METHOD, setting), load_or_train(pabee.METHOD, setting)
+    depth = plain.model().reference_layers
+    first, last = budget_of("quick", depth).windows[1]
+    words = load_or_train(hashee.METHOD, setting, first=first, last=last)
+    shallow = load_or_train(finetuned.METHOD, setting, layers=max(1, depth // 2))
+    rows = []
+    with TemporaryDirectory() as folder:
+        graphs = {
+            "plain": deploy.export(plain, Path(folder) / "plain"),
+            "plain int8": deploy.export(plain, Path(folder) / "plain8", int8=True),
+            "shallow": deploy.export(shallow, Path(folder) / "shallow"),
+            "exits": deploy.export(exits, Path(folder) / "exits", entropy(), speedup=SPEEDUP),
+            "exits int8": deploy.export(exits, Path(folder) / "exits8", entropy(), speedup=SPEEDUP, int8=True),
+        }
+        models = {name: run.model() for name, run in (("plain", plain), ("exits", exits), ("words", words))}
+        half = plain.model().bfloat16()
+        for kind, length, counts in [
+            ("sentences", setting.max_length, size.sentences),
+            *((f"{length} word pieces", length, size.longer) for length in size.lengths),
+        ]:
+            dev, test = (_texts(setting, split, None if kind == "sentences" else length) for split in ("dev", "test"))
+            at = _thresholds(models["exits"], graphs, dev)
+            for batch_size, count in counts.items():
+                # Spread over the split: its beginning may be one class.
+                some = test.take(np.linspace(0, len(test) - 1, min(count, len(test))).astype(int).tolist())
+                sides: dict[str, Callable[[Batch], Answer]] = {
+                    TORCH: partial(_whole, models["plain"]),
+                    "plain, PyTorch bfloat16": partial(_whole, half),
+                    ONNX: partial(_exported, graphs["plain"], NEVER),
+                    ONNX8: partial(_exported, graphs["plain int8"], NEVER),
+                    f"{shallow.model().layers[-1]} layers, onnxruntime": partial(_exported, graphs["shallow"], NEVER),
+                    "exits, PyTorch": partial(_leaving, Runtime(models["exits"], entropy(), at["torch"])),
+                    "exits, onnxruntime": partial(_exported, graphs["exits"], at["exits"]),
+                    "exits, onnxruntime int8": partial(_exported, graphs["exits int8"], at["exits int8"]),
+                    "HashEE, PyTorch": partial(_leaving, Runtime(models["words"], fixed())),
+                }
+                where = {"texts": kind, "word_pieces": float(some.lengths.double().mean()), "batch_size": batch_size}
+                rows += [where | row for row in _raced(sides, some, batch_size, size.rounds, task)]
+    machine = environment()
+    return pd.DataFrame(rows).assign(threads=machine["threads"], commit=machine["commit"])[list(COLUMNS)]
+
+
+def _texts(setting: Setting, split: str, length: int | None) -> Samples:
+    """A split as it is, or its sentences of one label glued together until they have that many word pieces."""
+    rows = getattr(task_of(setting.task, setting.train_size, setting.test_size), split).to_dict()
+    tokenizer = load_tokenizer(setting.backbone)
+    if length is None:
+        return encode(tokenizer, rows["text_a"], max_length=setting.max_length, labels=rows["label"])
+    glued, labels, begun = [], [], dict.fromkeys(rows["label"], "")
+    for text, label in zip(rows["text_a"], rows["label"], strict=True):
+        begun[label] = f"{begun[label]} {text}".strip()
+        if len(tokenizer(begun[label])["input_ids"]) >= length:
+            glued, labels, begun[label] = [*glued, begun[label]], [*labels, label], ""
+    return encode(tokenizer, glued, max_length=length, labels=labels)
+
+
+def _thresholds(model: MultiStageModel, graphs: Mapping[str, Deployed], dev: Samples) -> dict[str, float]:
+    """For twice the speed on dev texts of that length, of each form of the exits."""
+    recorded = record(model, dev)
+    said = {name: evidence_of(graphs[name], recorded, dev) for name in ("exits", "exits int8")}
+    return {
+        name: threshold_for_speedup(each, entropy(), SPEEDUP) for name, each in ({"torch": recorded} | said).items()
+    }
+
+
+def _whole(model: MultiStageModel, batch: Batch) -> Answer:
+    def answer() -> torch.Tensor:
+        with torch.inference_mode():
+            return predict(model.all_stages(*batch.inputs).logits[-1])
+
+    return answer
+
+
+def _leaving(runtime: Runtime, batch: Batch) -> Answer:
+    return lambda: runtime.run(batch).predictions
+
+
+def _exported(graphs: Deployed, threshold: float, batch: Batch) -> Answer:
+    inputs = named_inputs(batch.inputs)
+    return lambda: predict(torch.from_numpy(graphs.run(inputs, threshold)[1]))
+
+
+def _raced(
+    sides: Mapping[str, Callable[[Batch], Answer]], samples: Samples, batch_size: int, rounds: int, task: str
+) -> list[dict[str, object]]:
+    chosen = [batch for _, batch in batches(samples, batch_size)]
+    tracks = {name: [side(batch) for batch in chosen] for name, side in sides.items()}
+    seconds = race(tracks, rounds, best_device(), progress=f"batches of {batch_size}")
+    labels, metric = torch.cat([batch.labels for batch in chosen]).numpy(), metric_of(task)
+    each = {name: 1000 * found.sum(axis=1) / len(samples) for name, found in seconds.items()}
+    return [
+        {
+            "what": name,
+            "score": float(metric(torch.cat([answer() for answer in tracks[name]]).numpy(), labels)),
+            "milliseconds": float(np.median(took)),
+            "low": float(took.min()),
+            "high": float(took.max()),
+            "over_plain_torch": float(np.median(each[TORCH] / took)),
+            "over_plain_onnx": float(np.median(each[ONNX] / took)),
+        }
+        for name, took in each.items()
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: print the table and write it, whole or not at all."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.rivals", description="Early exits beside their rivals.")
+    parser.add_argument("--quick", action="store_true", help="in a minute or two: the figures mean nothing")
+    parser.add_argument("--task", default="movie")
+    parser.add_argument("--backbone", default="minilm-l6")
+    parser.add_argument("--output", type=Path, help=f"the table as CSV (default: {OUTPUT.name} in data/results/)")
+    options = parser.parse_args(arguments)
+    profile, size = ("smoke", QUICK) if options.quick else ("quick", FULL)
+    table = measure(profile, options.task, options.backbone, size)
+    output = options.output or (None if options.quick else OUTPUT)
+    if output is not None:
+        with atomic_write(output) as partial_file:
+            table.to_csv(partial_file, index=False, float_format="%.4g")
+    with pd.option_context("display.width", None, "display.max_rows", None):
+        sys.stdout.write(table.drop(columns=["threads", "commit"]).round(3).to_string(index=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
