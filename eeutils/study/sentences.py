@@ -114,8 +114,8 @@ def headlines(scores: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
             tasks = here.task.nunique()
             ground = f"{_counted(here.method.nunique(), 'method')} on {_counted(tasks, 'task')}"
             sentences.append(
-                f"At {speedup:g}x in FLOPs, of {ground}, shown to beat the best blind policy, which looks at no sample: "
-                f"{_names(above, tasks)}; shown to lose to it: {_names(below, tasks)}."
+                f"At {speedup:g}x in FLOPs, of {ground}, shown to beat the best blind policy, which looks at no sample"
+                f": {_names(above, tasks)}; shown to lose to it: {_names(below, tasks)}."
             )
     return sentences
 
