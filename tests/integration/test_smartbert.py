@@ -156,6 +156,21 @@ def test_a_batch_does_what_each_sentence_alone_does(pool: str) -> None:
     torch.testing.assert_close(alone.logits, together.logits, atol=1e-5, rtol=1e-5)
 
 
+def test_padding_may_stand_in_front() -> None:
+    # Those who run a layer are a batch of their own without columns that are padding for all of them: what the layer
+    # gave must go back to where each token stands.
+    model, batch = model_of(), SAMPLES.batch(range(12))
+    rolled = [
+        torch.stack([row.roll(int((mask == 0).sum())) for row, mask in zip(part, batch.attention_mask, strict=True)])
+        for part in (batch.input_ids, batch.attention_mask)
+    ]
+    with torch.no_grad():
+        used, trained = model.all_stages(*rolled), AsTrained(model).all_stages(*rolled)
+    assert torch.equal(used.extras["skipped"], trained.extras["skipped"])
+    assert 0 < used.extras["skipped"].mean() < 1
+    torch.testing.assert_close(used.logits[-1], trained.logits[-1], atol=1e-5, rtol=1e-5)
+
+
 def test_each_sentence_passes_the_layers_that_its_gates_leave() -> None:
     model = model_of()
     evidence = record(model, SAMPLES)
