@@ -59,9 +59,14 @@ test: $(READY) ## run all tests
 	@ACCELERATE_MIXED_PRECISION=no OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q --durations=10 \
 		--numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+.PHONY: soak
+soak: $(READY) ## kill a batch twenty times and see it end as if nothing had happened (half an hour)
+	@$(PYTHON) tests/soak/kills.py
+
 .PHONY: bench
-bench: $(READY) ## measure training, sweeps and the runtime; the table goes to data/results/
+bench: $(READY) ## measure training, sweeps, the runtime and its rivals; the tables go to data/results/
 	@ACCELERATE_MIXED_PRECISION=no $(PYTHON) -m workflow.bench
+	@$(PYTHON) -m workflow.rivals
 
 .PHONY: lab
 lab: $(READY) ## open the notebooks in JupyterLab

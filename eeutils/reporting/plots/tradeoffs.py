@@ -18,6 +18,9 @@ from eeutils.exiting.tradeoff import SPEEDUPS
 from eeutils.reporting.plots.theme import DASHES, GREY, WIDTH, legend_beside, looks_of, panels_of
 
 SPEEDUP_NAMES = {"flops": "FLOPs speed-up", "layers": "layer speed-up"}
+
+STEPS = 50
+"""From one point of a curve to the next, of what is drawn straight over cost on an axis of speed-ups."""
 """Axis -> what it is called in figures and tables."""
 
 
@@ -70,8 +73,8 @@ def tradeoff(
         label = name if name not in grey or len(grey) <= 2 else "others" if name == grey[0] else "_nolegend_"
         _coin_line(axes, curve, column, style, linewidth=width, label=label, **look)
         if "low" in curve and name not in (*grey, *dashed):  # many bands are none
-            edge = curve.sort_values(column)
-            axes.fill_between(edge[column], edge.low, edge.high, color=look["color"], alpha=0.12, linewidth=0)
+            speedup, low, high = _between(curve, column, "low", "high")
+            axes.fill_between(speedup, low, high, color=look["color"], alpha=0.12, linewidth=0)
     for number, (name, exits) in enumerate((fixed or {}).items()):
         colour, marker = ((GREY, "."), ("0.6", "+"), ("0.5", "1"))[min(number, 2)]
         _coin_line(axes, exits, column, "--", marker=marker, color=colour, label=f"fixed exits, {name}")
@@ -180,10 +183,16 @@ def _column_of(axis: str) -> str:
 
 def _coin_line(axes: Axes, curve: pd.DataFrame, column: str, style: str, **look: Any) -> None:
     """A line whose every point can be had: straight over cost between the points of a curve, which are marked."""
-    points, steps = curve.sort_values(column), 50
-    place = np.arange((len(points) - 1) * steps + 1) / steps
-    cost, score = (np.interp(place, range(len(points)), ends) for ends in (1 / points[column], points.score))
-    axes.plot(1 / cost, score, linestyle=style, markevery=steps, **look)
+    axes.plot(*_between(curve, column, "score"), linestyle=style, markevery=STEPS, **look)
+
+
+def _between(curve: pd.DataFrame, column: str, *names: str) -> list[np.ndarray]:
+    """Speed-ups and columns of a curve, with `STEPS` steps from each of its points to the next, straight over cost."""
+    points = curve.sort_values(column)
+    place = np.arange((len(points) - 1) * STEPS + 1) / STEPS
+    ends = (1 / points[column], *(points[name] for name in names))
+    cost, *values = (np.interp(place, range(len(points)), each) for each in ends)
+    return [1 / cost, *values]
 
 
 def _oracle_at_the_edge(axes: Axes, oracle: pd.DataFrame, column: str) -> None:
