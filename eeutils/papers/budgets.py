@@ -21,7 +21,7 @@ class Budget:
             every exit learned.
         frozen_weights: of ConsistentEE's policies on a frozen encoder, which are learned in seconds.
         seeds: of those policies.
-        skip_prices: lamada of SmartBERT, from hardly any layer skipped to most of them.
+        skip_prices: lamada of SmartBERT's price, a weak and a strong one.
     """
 
     shallow_depths: tuple[int, ...]
@@ -39,7 +39,7 @@ def budget_of(profile: str, depth: int) -> Budget:
     """The budget of a profile for an encoder of that many layers."""
     # An ordinary token runs half a window on average, and the encoder ends with it: about 1.5x, 2x and 3x in FLOPs.
     windows = ((1, None), (1, max(1, depth - max(1, depth // 6))), (1, max(1, depth // 2)))
-    frozen_weights, skip_prices = (0.0, 0.05, 0.1, 0.15, 0.2), (0.02, 0.05, 0.1)
+    frozen_weights, skip_prices = (0.0, 0.05, 0.1, 0.15, 0.2), (0.02, 0.1)
     if profile == "smoke":
         return Budget(
             shallow_depths=(depth // 2,) if depth > 1 else (),
@@ -50,7 +50,7 @@ def budget_of(profile: str, depth: int) -> Budget:
             diversities=(0.1,),
             frozen_weights=(0.0, 0.15),
             seeds=2,
-            skip_prices=(0.02, 0.1),
+            skip_prices=skip_prices,
         )
     # Half of the layers is 2x, a third 3x, two thirds 1.5x: the speed-ups at which k-layer models are quoted.
     depths = tuple(dict.fromkeys(k for k in (depth // 3, depth // 2, 2 * depth // 3) if k > 0))

@@ -26,10 +26,10 @@ token's state to the same token's state one layer on.
     t1, t2   TEMPERATURES
     P_l      input_maps            for stage 1's contrast; of q_l: exit_maps
 
-What differs from the authors' code: the skip term is a price unless the published one is asked for; padding takes no
-part in the contrast; its last pair, lost there by an off-by-one, counts; stage 2 runs the frozen encoder without
-dropout; the last weights are kept, where the code keeps the epoch with the best dev score, soft ones included; exits
-and gates read the mean over tokens where the encoder was made for it.
+What differs from the authors' code: the skip term may be a price; padding takes no part in the contrast; its last pair,
+lost there by an off-by-one, counts; stage 2 runs the frozen encoder without dropout; the last weights are kept, where
+the code keeps the epoch with the best dev score, soft ones included; exits and gates read the mean over tokens where
+the encoder was made for it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SmartOptions(Options):
     """What may be varied.
 
     Attributes:
-        lamada: of the skip term; found on dev for the price. The authors' script has 0.04, for the published term.
+        lamada: of the skip term, as in the authors' script.
         skip_term: "published" is lamada over the sum of the mean gates: it grows without bound as no gate opens at all,
             and hardly changes once some do. "price" charges each layer that runs, lamada / L.
         weights: of the states in stage 1; inference and stage 2 are always hard.
@@ -79,8 +79,8 @@ class SmartOptions(Options):
         dropped: a control: no gates, and everybody skips these layers.
     """
 
-    lamada: float = 0.05
-    skip_term: SkipTerm = "price"
+    lamada: float = 0.04
+    skip_term: SkipTerm = "published"
     weights: Weights = "soft then hard"
     contrast_layers: float = 0.01
     contrast_exits: float = 0.05

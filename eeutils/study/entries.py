@@ -295,7 +295,7 @@ def search_of(budget: Budget) -> dict[str, list[Trial]]:
         ],
         smartbert.METHOD.title: [
             *_rates(smartbert.METHOD, rates),
-            *_options(smartbert.METHOD, "lamada", (*budget.skip_prices, 0.2)),
+            *_options(smartbert.METHOD, "lamada", (0.004, 0.04, 0.4, 4.0)),
         ],
         l2w.METHOD.title: [*_rates(l2w.METHOD, rates), *_options(l2w.METHOD, "eps", (0.0, 0.3, 0.8, 1.2))],
         berxit.METHOD.title: [*_rates(berxit.METHOD, rates), *_heads(berxit.METHOD, (1.0, 3.0, 10.0, 30.0))],
@@ -399,6 +399,9 @@ def _phi(predictions: np.ndarray, labels: np.ndarray) -> float:
     if (predictions == predictions[0]).all() or (labels == labels[0]).all():
         return 0.0  # undefined; as in `metrics`
     return float(np.corrcoef(predictions, labels)[0, 1])
+
+
+_phi.averages = False  # see `tradeoff.averages`
 
 
 @lru_cache
