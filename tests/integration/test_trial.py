@@ -82,7 +82,7 @@ def test_scores_are_those_of_thresholds_from_dev_on_test(tried: tuple[Path, str,
 def test_what_is_printed_says_what_was_decided_and_ends_in_a_line_that_runs(
     tried: tuple[Path, str, measured.Trial], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, printed, _ = tried
+    folder, printed, _ = tried
     one = " ".join(printed.split())
     assert "60 rows were cut from train as test" in one
     assert "2 classes: 'fine', 'poor'" in one
@@ -90,7 +90,7 @@ def test_what_is_printed_says_what_was_decided_and_ends_in_a_line_that_runs(
     assert "At 2x in FLOPs it keeps" in one
     line = re.search(r"from eeutils\.trial\.deploy import load; .*", printed)[0]
     exec(line.replace("A text of yours.", "good film and plot"), {})
-    assert capsys.readouterr().out.strip() == "['fine']"
+    assert capsys.readouterr().out.strip() == str(deploy.load(folder / "model")(["good film and plot"]))
 
 
 def test_a_kept_model_answers_as_the_trained_one_without_its_data(
