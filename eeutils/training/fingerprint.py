@@ -140,7 +140,7 @@ def _code_fingerprint(method: Method) -> str:
 
 
 def _in_a_notebook(part: Callable[..., Any]) -> list[str]:
-    """The source of a function that was written in a notebook, which has no file, and of those that it calls there."""
+    """The source of a function that was written in a notebook, which has no file, and of what it calls there."""
     sources: dict[str, str] = {}
     waiting = [part]
     while waiting:
@@ -148,8 +148,10 @@ def _in_a_notebook(part: Callable[..., Any]) -> list[str]:
         if function.__qualname__ not in sources:
             sources[function.__qualname__] = inspect.getsource(function)
             codes = [function.__code__, *filter(inspect.iscode, function.__code__.co_consts)]
-            called = (function.__globals__.get(name) for code in codes for name in code.co_names)
-            waiting += [one for one in called if inspect.isfunction(one) and one.__module__ == part.__module__]
+            named = [function.__globals__.get(name) for code in codes for name in code.co_names]
+            own = [one for one in named if getattr(one, "__module__", None) == part.__module__]
+            classes = [member for one in own if inspect.isclass(one) for member in vars(one).values()]
+            waiting += filter(inspect.isfunction, [*own, *classes])
     return list(sources.values())
 
 
