@@ -1,6 +1,8 @@
 """Which tasks there are: names, classes, texts and metrics, without any data."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Literal
 
 from eeutils.data.own import is_own, read_card, read_own
@@ -44,6 +46,13 @@ def spec_of(name: str) -> TaskSpec:
     if name in TASKS:
         return TASKS[name]
     if not is_own(name):
+        if Path(name).suffix or "/" in name:
+            near = get_close_matches(Path(name).name, [path.name for path in Path(name).parent.glob("*")], n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise InputError(
+                f"there is no file or folder {name!r}{meant}; give a table of your own (csv, tsv, jsonl, parquet), a "
+                f"folder of them, or one of: {', '.join(TASKS)}"
+            )
         raise InputError(
             f"{unknown('task', name, TASKS)}; or give a table of your own (csv, tsv, jsonl, parquet), a folder of "
             "them, or owner/name of a dataset on the hub"

@@ -32,6 +32,8 @@ def about(trial: Trial) -> list[str]:
     sizes = f"{len(task.train):,} training, {len(task.dev):,} dev and {len(task.test):,} test texts"
     steps = int(trial.early.history.steps.sum())
     told = [f"{trial.spec.title}: {sizes}; {setting.backbone}, {setting.epochs} epoch(s), {steps:,} steps."]
+    if len(task.train) == setting.train_size:
+        told.append("The profile takes that many; a larger one takes more of what is there.")
     told += [f"{note[0].upper()}{note[1:]}." for note in task.notes]
     told += [f"Left out: {count:,} of {of:,} rows ({reason})." for reason, (count, of) in task.dropped.items()]
     return told

@@ -147,7 +147,7 @@ def test_numbers_leave_where_they_move_no_more(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nowhere.csv"], "error: unknown task 'nowhere.csv'"),
+        (["nowhere.csv"], "error: there is no file or folder 'nowhere.csv'"),
         (["movie", "--profile", "quik"], "error: unknown profile 'quik' .did you mean 'quick'"),
         (["movie", "--backbone", "/no/such"], "error: cannot load backbone '/no/such'"),
     ],

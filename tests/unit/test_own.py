@@ -252,8 +252,12 @@ def test_folders_that_do_not_say_what_is_what(tmp_path: Path) -> None:
         frame().to_csv(tmp_path / f"{name}.csv", index=False)
     with pytest.raises(InputError, match=r"holds first\.csv, second\.csv, and none of them is called train"):
         load_task(str(tmp_path))
-    with pytest.raises(InputError, match=r"unknown task .*nowhere\.csv'.*or give a table of your own"):
-        load_task(str(tmp_path / "nowhere.csv"))
+    with pytest.raises(
+        InputError, match=r"no file or folder '.*fist\.csv' \(did you mean 'first\.csv'\?\); give a table"
+    ):
+        load_task(str(tmp_path / "fist.csv"))
+    with pytest.raises(InputError, match=r"unknown task 'table'.*or give a table of your own"):
+        load_task("table")
     frame().to_csv(tmp_path / "train.csv", index=False)
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "a", "label": "b"}), encoding="utf-8")
     with pytest.raises(InputError, match=r"holds train as \.csv and as \.jsonl"):
