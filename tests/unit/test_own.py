@@ -199,7 +199,7 @@ WRONG: dict[str, tuple[str, bytes | str, str]] = {
     "utf-16": ("t.csv", "text,label\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
     "latin-1": ("t.csv", b"text,label\nfine,good\ncaf\xe9,bad\n", r"is not UTF-8 text \(line 3"),
     "ragged": ("t.csv", "text,label\nfine,good\n\nyes, but,bad\n", r"t\.csv, line 4: found 3 columns, expected 2"),
-    "ragged after a long field": ("t.csv", 'text,label\n"a\nb",good\na,b,c\n', r"line 4: found 3 columns"),
+    "ragged after a long field": ("t.csv", 'text,label\n"a\nb",good\n"c\nd",b,c\n', r"line 4: found 3 columns"),
     "ragged tsv": ("t.tsv", "text\tlabel\nfine\n", r"line 2: found 1 columns, expected 2"),
     "open quote": ("t.csv", 'text,label\nfine,good\n"open,bad\n', r"line 3: unexpected end of data; a quote"),
     "no header": ("t.csv", "I liked it,good\n" + "".join(GOOD), "does not say which column holds the text; .*header"),
