@@ -1,4 +1,4 @@
-"""Raw tables from where they lie: the pinned archive, files in GLUE's layout, a folder of one's own, the hub."""
+"""Raw tables from where they lie: the pinned archive, files in GLUE's layout, the hub."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from eeutils.data.sources import fetch
-from eeutils.data.specs import TASKS, TaskSpec, read_card
+from eeutils.data.specs import TASKS, TaskSpec
 from eeutils.data.texts import is_empty
 from eeutils.errors import InputError
 
@@ -45,13 +45,11 @@ def _read_rated(domain: str) -> pd.DataFrame:
 
 
 def read_files(spec: TaskSpec) -> tuple[pd.DataFrame, pd.DataFrame, int]:
-    """The two labelled files of a GLUE task or of a folder of one's own: train, test, and how many rows they hold.
+    """The two labelled files of a GLUE task: train, test, and how many rows they hold.
 
     The frames have fewer rows than that where malformed ones were skipped. Errors are those of `load_task`.
     """
-    own = spec.source == "folder"
-    layout = _own_layout(spec) if own else _LAYOUTS[spec.name]
-    root = "." if own else os.environ.get("GLUE_DIR")
+    layout, root = _LAYOUTS[spec.name], os.environ.get("GLUE_DIR")
     if root and not Path(root).is_dir():
         raise InputError(
             f"the GLUE folder {root} does not exist; set GLUE_DIR to the one that holds {layout.folder}/train.tsv"
@@ -104,20 +102,6 @@ _LAYOUTS = {
 
 _DAMAGED = "delete the file and run again: it is taken out of the offline archive once more"
 _VADER = _Layout("", ("text",), "valence", "", ("id", "valence", "text"), about_files=_DAMAGED, about_labels=_DAMAGED)
-
-
-def _own_layout(spec: TaskSpec) -> _Layout:
-    card = read_card(spec.name)
-    return _Layout(
-        spec.name,
-        tuple(card["texts"]),
-        card["label"],
-        named=True,
-        test_file="test.tsv",
-        about_files="a task of your own is a folder with task.toml, train.tsv and test.tsv, the two tables in UTF-8: a "
-        "header, then one line a sample, and a tab between columns",
-        about_labels="task.toml says which columns hold texts and label, and which classes there are (none: numbers)",
-    )
 
 
 def _read_hub(layout: _Layout, split: str) -> pd.DataFrame:

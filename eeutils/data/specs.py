@@ -1,10 +1,11 @@
 """Which tasks there are: names, classes, texts and metrics, without any data."""
 
-import tomllib
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from eeutils.data.own import is_own, read_card, read_own
 from eeutils.errors import InputError, unknown
 
 CLASS_METRICS = ("accuracy", "f1", "matthews")
@@ -20,7 +21,7 @@ class TaskSpec:
     class_names: tuple[str, ...]  # the meaning of labels 0, 1, ...; empty for regression
     text_columns: tuple[str, ...]  # `text_a`, and `text_b` for pairs
     metrics: tuple[str, ...]  # the headline first
-    source: Literal["offline", "glue", "folder"]
+    source: Literal["offline", "glue", "own"]
     note: str  # what the texts and labels are
     corpus: str = ""  # of an offline task: which of the pinned files it reads
     bins: tuple[float, ...] = ()  # where the numbers of the corpus are cut into classes
@@ -32,39 +33,51 @@ class TaskSpec:
 
 
 def spec_of(name: str) -> TaskSpec:
-    """What the task called `name` is: one of `TASKS`, or a folder with `task.toml`, `train.tsv` and `test.tsv`.
+    """What the task called `name` is: one of `TASKS`, or one's own.
 
-    `task.toml` holds title, texts (one column, or two for pairs), label (a column), classes (names as they stand in the
-    files; empty for regression) and metrics (the first is the headline). 10% of train becomes dev.
+    One's own is a table (csv, tsv, jsonl, parquet), a folder with one for each split or of `save_to_disk`, a dataset of
+    the hub as `owner/name` or `owner/name:configuration`, or a card that names one of these. A card, `task.toml` in a
+    folder or `NAME.toml` beside a file, says what the data do not: title, texts (one column, or two for pairs), label
+    (a column), classes (names as they stand in the files; empty for numbers) and metrics (the first is the headline).
 
     Raises:
-        InputError: neither a task nor such a folder; a `task.toml` that is not TOML, or a field of it that is missing,
-            unknown or of the wrong kind.
+        InputError: none of these, a wrong card, or data that cannot be read; see `own.read_own`.
     """
     if name in TASKS:
         return TASKS[name]
-    if not (Path(name) / _CARD).is_file():
-        raise InputError(f"{unknown('task', name, TASKS)}; or give a folder that holds {_CARD}, train.tsv and test.tsv")
+    if not is_own(name):
+        if Path(name).suffix or "/" in name:
+            near = get_close_matches(Path(name).name, [path.name for path in Path(name).parent.glob("*")], n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise InputError(
+                f"there is no file or folder {name!r}{meant}; give a table of your own (csv, tsv, jsonl, parquet), a "
+                f"folder of them, or one of: {', '.join(TASKS)}"
+            )
+        raise InputError(
+            f"{unknown('task', name, TASKS)}; or give a table of your own (csv, tsv, jsonl, parquet), a folder of "
+            "them, or owner/name of a dataset on the hub"
+        )
     card = read_card(name)
-    classes, metrics, texts = (tuple(card[field]) for field in ("classes", "metrics", "texts"))
-    if len(classes) == 1 or not 1 <= len(texts) <= 2 or not metrics:
-        raise InputError(f"{name}/{_CARD} needs one or two texts, no class or at least two, and at least one metric")
-    spec = TaskSpec(name, card["title"], classes, _TEXTS[: len(texts)], metrics, "folder", f"own task {name}")
+    if {"title", "texts", "classes", "metrics"} <= card.keys():  # all is said, and no data need be read
+        title, classes, metrics, texts = card["title"], tuple(card["classes"]), tuple(card["metrics"]), card["texts"]
+    else:
+        own = read_own(name)
+        title, classes, metrics, texts = own.title, own.classes, own.metrics, own.texts
+    metrics = metrics or (CLASS_METRICS[:1] if classes else NUMBER_METRICS)
+    spec = TaskSpec(name, title, classes, _TEXTS[: len(texts)], metrics, "own", f"own task {name}")
     fitting = CLASS_METRICS if classes else NUMBER_METRICS
     for metric in metrics:
         if metric not in fitting:
-            raise unknown(f"metric of a {spec.kind} in {name}/{_CARD}", metric, fitting)
+            raise unknown(f"metric of a {spec.kind} in the card of {name}", metric, fitting)
     if "f1" in metrics and len(classes) > 2:
         raise InputError(
-            f"{name}/{_CARD} asks for f1, that of the second of two classes, and has {len(classes)} classes; choose "
-            "accuracy or matthews"
+            f"the card of {name} asks for f1, that of the second of two classes, and has {len(classes)} classes; "
+            "choose accuracy or matthews"
         )
     return spec
 
 
 _TEXTS = ("text_a", "text_b")
-_CARD = "task.toml"
-_CARD_FIELDS = {"title": str, "texts": list, "label": str, "classes": list, "metrics": list}
 
 
 def number_task(task: str) -> str:
@@ -73,30 +86,6 @@ def number_task(task: str) -> str:
     if f"{spec.corpus}-valence" in TASKS:
         return f"{spec.corpus}-valence"
     return "stsb" if spec.source == "glue" else "movie-valence"
-
-
-def read_card(folder: str) -> dict[str, Any]:
-    """The fields of a folder's `task.toml`, checked; errors are those of `spec_of`."""
-    path = Path(folder) / _CARD
-    try:
-        card = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML in UTF-8: {error}") from error
-    for field in card:
-        if field not in _CARD_FIELDS:
-            raise unknown(f"field of {path}", field, _CARD_FIELDS)
-    for field, kind in _CARD_FIELDS.items():
-        if not isinstance(card.get(field), kind):
-            there = repr(card[field]) if field in card else "nothing"
-            raise InputError(f"{path} needs {field} as a {'list' if kind is list else 'text'}; found {there}")
-        if kind is list and not all(isinstance(value, str) for value in card[field]):
-            raise InputError(f"{path} needs {field} as a list of texts, each in quotes; found {card[field]!r}")
-        if kind is list and len({value.strip() for value in card[field]} - {""}) < len(card[field]):
-            raise InputError(f"{path} needs {field} that differ, none of them empty; found {card[field]!r}")
-        card[field] = [value.strip() for value in card[field]] if kind is list else card[field]
-    if card["label"] in card["texts"]:
-        raise InputError(f"{path} names the column {card['label']!r} as text and as label; each needs one of its own")
-    return card
 
 
 def _offline(name: str, domain: str, texts: str) -> list[TaskSpec]:

@@ -2,9 +2,9 @@
 
 Offline tasks come from a pinned archive on the Python package index (`eeutils.data.sources`), GLUE tasks from a folder
 in GLUE's original layout (`CoLA/train.tsv`, ...) that `$GLUE_DIR` names, or without it from the hub, tasks of one's own
-from a folder. Every choice that is made while training (early stopping, a threshold) is made on `dev`; `test` is only
-for the final numbers. For GLUE, `test` is the public dev split and `dev` is 10% of the public train split, because the
-public test splits carry no labels.
+from files or the hub (`eeutils.data.own`). Every choice that is made while training (early stopping, a threshold) is
+made on `dev`; `test` is only for the final numbers. For GLUE, `test` is the public dev split and `dev` is 10% of the
+public train split, because the public test splits carry no labels.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import datasets
 import numpy as np
 import pandas as pd
 
+from eeutils.data.own import read_own
 from eeutils.data.readers import read_files, read_offline
 from eeutils.data.specs import TaskSpec, spec_of
 from eeutils.data.texts import normal_form
@@ -37,6 +38,7 @@ class Task:
             from 0), unique over the three splits and the same in every split, size and seed.
         fingerprint: sha256 over the contents of the three splits.
         dropped: reason -> (how many rows of the source were left out for it, of how many), before any cut to a size.
+        notes: of a task of one's own, what was decided for it: columns, classes, what was cut from train.
     """
 
     spec: TaskSpec
@@ -45,6 +47,7 @@ class Task:
     test: datasets.Dataset
     fingerprint: str
     dropped: dict[str, tuple[int, int]]
+    notes: tuple[str, ...] = ()
 
 
 def load_task(name: str, *, train_size: int | None = None, test_size: int | None = None, split_seed: int = 0) -> Task:
@@ -56,7 +59,7 @@ def load_task(name: str, *, train_size: int | None = None, test_size: int | None
     Rows of a train file whose text also stands in the test file are left out, with a warning if they are more than 1%.
 
     Args:
-        name: one of `TASKS`, or a folder as `spec_of` describes it.
+        name: one of `TASKS`, or one's own as `spec_of` describes it.
         train_size: how many samples train has; None, or more than there are, for all. dev then has a quarter of that,
             but 50 to 500, or all that it has. A smaller size is always a part of a larger one (same seed), and test
             does not change.
@@ -77,15 +80,18 @@ def load_task(name: str, *, train_size: int | None = None, test_size: int | None
         raise InputError(f"split_seed is {split_seed}; give a whole number from 0 to 2**32 - 1")
     # NumPy promises that the stream of RandomState never changes, so a seed means the same splits in later versions.
     random = np.random.RandomState(split_seed)
-    split_up = _split_offline if spec.source == "offline" else _split_files
-    splits, dropped = split_up(spec, random)
+    notes: tuple[str, ...] = ()
+    if spec.source == "own":
+        splits, dropped, notes = _split_own(spec, random)
+    else:
+        splits, dropped = (_split_offline if spec.source == "offline" else _split_files)(spec, random)
     ordered = (split.iloc[_stratified_order(split["label"], spec.kind == "regression", random)] for split in splits)
     train, dev, test = ordered
     if train_size is not None and train_size < len(train):
         train, dev = train[:train_size], dev[: min(max(train_size // 4, 50), 500)]
     splits = tuple(split.sort_values("id") for split in (train, dev, test[:test_size]))
     dropped = {reason: (count, of) for reason, (count, of) in dropped.items() if count}
-    return Task(spec, *(_to_dataset(spec, split) for split in splits), _fingerprint(splits), dropped)
+    return Task(spec, *(_to_dataset(spec, split) for split in splits), _fingerprint(splits), dropped, notes)
 
 
 @lru_cache(maxsize=32)
@@ -97,7 +103,8 @@ def task_of(name: str, train_size: int | None, test_size: int | None) -> Task:
 def describe(task: Task) -> pd.DataFrame:
     """One row a split: rows, the share of each class (or mean and standard deviation), mean words a sample.
 
-    What was left out of the source stands in the first row, a column for each reason: how many rows, of how many.
+    What was left out of the source stands in the first row, a column for each reason: how many rows, of how many; and
+    what was decided for a task of one's own.
     """
     rows = []
     for name in ("train", "dev", "test"):
@@ -110,7 +117,8 @@ def describe(task: Task) -> pd.DataFrame:
         words = (frame["text_a"] + " " + frame["text_b"]).str.split().str.len().mean()
         rows.append({"split": name, "rows": len(frame), **values, "mean words": words})
     left_out = {f"left out: {reason}": [f"{count:,} of {of:,}", "", ""] for reason, (count, of) in task.dropped.items()}
-    return pd.DataFrame(rows).assign(**left_out)
+    decided = {"decided": ["; ".join(task.notes), "", ""]} if task.notes else {}
+    return pd.DataFrame(rows).assign(**left_out, **decided)
 
 
 # train, dev and test; and what was dropped, as in `Task`.
@@ -139,7 +147,45 @@ def _split_offline(spec: TaskSpec, random: np.random.RandomState) -> _Splits:
 
 def _split_files(spec: TaskSpec, random: np.random.RandomState) -> _Splits:
     pool, test, rows = read_files(spec)
-    test["id"] += TEST_IDS_FROM
+    splits, dropped, _ = _split_off_dev(spec, pool, None, test, random)
+    return splits, {"malformed row": (rows - len(pool) - len(test), rows)} | dropped
+
+
+def _split_own(
+    spec: TaskSpec, random: np.random.RandomState
+) -> tuple[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame], dict[str, tuple[int, int]], tuple[str, ...]]:
+    """The splits, what was dropped, and what was decided: what was cut here, beside the notes of `own`."""
+    own = read_own(spec.name)
+    pool, dev, test = (own.splits[name].copy() if name in own.splits else None for name in ("train", "dev", "test"))
+    notes = list(own.notes)
+    if test is None:
+        if len(pool) < SMALLEST:
+            raise InputError(
+                f"{spec.name} holds {len(pool)} row(s) with a label; give at least {SMALLEST}, of which dev and test "
+                "are cut"
+            )
+        pool["group"], pool["weight"] = _text_keys(pool), 1
+        size = max(round(0.15 * len(pool)), min(100, len(pool) // 4))
+        pool, test = _split_off(pool, size, spec.kind == "regression", random)
+        notes.append(f"there is no test split with labels: {len(test):,} rows were cut from train as test")
+    else:
+        # More rows than usual: ids go on behind the last of them.
+        test["id"] += TEST_IDS_FROM * (1 + len(pool) // TEST_IDS_FROM)
+    splits, dropped, told = _split_off_dev(spec, pool, dev, test, random)
+    dropped |= {reason: (count, own.rows) for reason, count in own.left_out.items()}
+    return splits, dropped, (*notes, *told)
+
+
+def _split_off_dev(
+    spec: TaskSpec,
+    pool: pd.DataFrame,
+    dev: pd.DataFrame | None,
+    test: pd.DataFrame,
+    random: np.random.RandomState,
+) -> tuple[tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame], dict[str, tuple[int, int]], tuple[str, ...]]:
+    """Train without the texts of test, and dev: cut from train where none is given."""
+    if spec.source != "own":
+        test["id"] += TEST_IDS_FROM
     pool["group"] = _text_keys(pool)  # the same text twice in train: both in train, or both in dev
     pool["weight"] = 1
     left = pool[~pool["group"].isin(_text_keys(test))]
@@ -147,7 +193,17 @@ def _split_files(spec: TaskSpec, random: np.random.RandomState) -> _Splits:
     told = f"{repeated:,} of the {len(pool):,} training rows of {spec.name} were left out: their texts stand in test"
     if repeated > len(pool) / 2:
         raise InputError(f"{told}. Less than half is left; give test other texts than train")
-    train, dev = _split_off(left, _dev_size(len(left)), spec.kind == "regression", random)
+    dropped = {"train text also in test": (repeated, len(pool))}
+    if dev is None:
+        train, dev = _split_off(left, _dev_size(len(left)), spec.kind == "regression", random)
+        notes = (f"{len(dev):,} rows were cut from train as dev, on which thresholds are chosen",)
+    else:
+        keys, given = _text_keys(dev), len(dev)
+        # Ids of test begin there or behind; those of dev stand before all others.
+        dev = dev[~keys.isin(_text_keys(test))].assign(id=lambda frame: -1 - frame["id"])
+        train, notes = left[~left["group"].isin(keys)], ()
+        dropped |= {"dev text also in test": (given - len(dev), given)}
+        dropped |= {"train text also in dev": (len(left) - len(train), len(pool))}
     held = {f" of class {name!r}": int((train["label"] == label).sum()) for label, name in enumerate(spec.class_names)}
     fewest, count = min((held or {"": len(train)}).items(), key=lambda item: item[1])
     if count < 2:
@@ -156,9 +212,8 @@ def _split_files(spec: TaskSpec, random: np.random.RandomState) -> _Splits:
             f"{len(dev)} rows became dev; {told}"
         )
     if repeated > len(pool) / 100:
-        warnings.warn(f"{told}. If that is not meant, give test other texts than train", stacklevel=3)
-    dropped = {"malformed row": (rows - len(pool) - len(test), rows), "train text also in test": (repeated, len(pool))}
-    return (train, dev, test), dropped
+        warnings.warn(f"{told}. If that is not meant, give test other texts than train", stacklevel=4)
+    return (train, dev, test), dropped, notes
 
 
 def _text_keys(frame: pd.DataFrame) -> pd.Series:

@@ -3,7 +3,8 @@
 A run is found again by everything that decides its result: method, options, setting, data, pre-trained weights, metric,
 precision, the code that trains it, and the run it started from. Of the code counts what it computes: not its prose, not
 its import lines (the modules that they name are read themselves), not where a file lies, and of the families of
-encoders only the one at hand. So a moved file, a new family or a new reader of data retrains nothing.
+encoders only the one at hand. So a moved file, a new family or a new reader of data retrains nothing. Of what is
+written in a notebook counts the source of the functions that the method is made of.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
@@ -125,7 +126,8 @@ def _code_fingerprint(method: Method) -> str:
     """The code of the paper, and of whatever it and training import of this package."""
     read: dict[str, ModuleType] = {}
     parts = (method.build, method.phases, method.annotate, method.encoders)
-    waiting = [*_CODE, *(sys.modules[part.__module__] for part in parts)]
+    homes = {part: sys.modules[part.__module__] for part in parts}
+    waiting = [*_CODE, *(home for home in homes.values() if hasattr(home, "__file__"))]
     while waiting:
         module = waiting.pop()
         if module.__name__ not in read and module.__name__ not in _DECIDE_NOTHING:
@@ -133,7 +135,24 @@ def _code_fingerprint(method: Method) -> str:
             waiting += _imports_of(module)
     # A package's own file computes nothing, and an import may name it or not.
     modules = [module for module in read.values() if not hasattr(module, "__path__")]
-    return _hash(sorted(what_it_computes(inspect.getsource(module)) for module in modules))
+    loose = [text for part, home in homes.items() if not hasattr(home, "__file__") for text in _in_a_notebook(part)]
+    return _hash(sorted([*(what_it_computes(inspect.getsource(module)) for module in modules), *loose]))
+
+
+def _in_a_notebook(part: Callable[..., Any]) -> list[str]:
+    """The source of a function that was written in a notebook, which has no file, and of what it calls there."""
+    sources: dict[str, str] = {}
+    waiting = [part]
+    while waiting:
+        function = waiting.pop()
+        if function.__qualname__ not in sources:
+            sources[function.__qualname__] = inspect.getsource(function)
+            codes = [function.__code__, *filter(inspect.iscode, function.__code__.co_consts)]
+            named = [function.__globals__.get(name) for code in codes for name in code.co_names]
+            own = [one for one in named if getattr(one, "__module__", None) == part.__module__]
+            classes = [member for one in own if inspect.isclass(one) for member in vars(one).values()]
+            waiting += filter(inspect.isfunction, [*own, *classes])
+    return list(sources.values())
 
 
 def _imports_of(module: ModuleType) -> list[ModuleType]:

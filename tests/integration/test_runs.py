@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import json
+import linecache
 import os
 import subprocess
 import sys
@@ -495,3 +496,23 @@ def test_an_objective_finds_the_notes_of_its_own_samples(setting: Setting) -> No
         setting,
     )
     assert seen == {number: 2.0 * number for number in tiny_task().train["id"]}
+
+
+def test_the_key_of_a_method_that_was_written_in_a_notebook_follows_its_functions(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key_with(factor: int) -> str:
+        # As IPython runs a cell: a module without a file, whose lines are known to `linecache` alone.
+        source = (
+            f"def scaled(loss):\n    return {factor} * loss\n"
+            "def objective(model, answers, batch):\n    return scaled(answers.logits.mean())\n"
+            "def phases(options):\n    return [Phase('joint', lambda *given: objective(*given))]\n"
+        )
+        notebook, name = ModuleType("cells"), f"<cell {factor}>"
+        monkeypatch.setitem(sys.modules, "cells", notebook)
+        monkeypatch.setitem(linecache.cache, name, (len(source), None, source.splitlines(keepends=True), name))
+        exec(compile(source, name, "exec"), vars(notebook))
+        return key_of(replace(pabee.METHOD, name="written", phases=notebook.phases), setting)
+
+    assert key_with(2) == key_with(2)
+    assert key_with(2) != key_with(3)

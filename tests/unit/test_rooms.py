@@ -21,6 +21,8 @@ FLOORS = (
     {"training"},
     {"papers", "reporting", "deploy"},
     {"study", "workflow"},
+    {"trial"},
+    {"__main__"},
 )
 """From the ground up. Rooms on one floor do not know each other, but for the passages below."""
 
