@@ -65,7 +65,7 @@ def test_a_trial_of_ones_own_table_ends_in_a_line_of_code(command: str, tmp_path
     table.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     done = run([sys.executable, *words, str(table), "--profile", "smoke", "--save-to", str(tmp_path / "tried")])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "from eeutils.trial.deploy import load" in done.stdout
+    assert "from eeutils import deploy; print(deploy.from_pretrained(" in done.stdout
     assert (tmp_path / "tried" / "model").is_dir()
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from eeutils.data.specs import TaskSpec, spec_of
 from eeutils.data.tasks import Task, task_of
+from eeutils.deploy.weights import save_pretrained, thresholds
 from eeutils.exiting.comparisons import over_blind
 from eeutils.exiting.intervals import Interval, bootstrap, score_interval
 from eeutils.exiting.rules import NEVER, fixed
@@ -22,7 +23,6 @@ from eeutils.papers import finetuned
 from eeutils.papers.controls.clocks import measured
 from eeutils.training.runs import Run, load_or_train
 from eeutils.training.settings import Setting
-from eeutils.trial import deploy
 from eeutils.trial.recommended import METHOD, rule_for
 
 PLAIN = "plain model"
@@ -98,7 +98,7 @@ def table(trial: Trial) -> pd.DataFrame:
     score = score_interval(metric, [plain], labels)
     rows = [{"asked": 1.0, "threshold": NEVER, "flops_speedup": 1.0} | _columns("score", score)]
     checkpoints = [(run.dev, run.test) for run in (trial.early, trial.plain)]
-    for speedup, threshold in deploy.thresholds(trial.early).items():
+    for speedup, threshold in thresholds(trial.early, rule).items():
         answers = decide(test, rule, threshold).predictions.numpy()
         point = at_threshold(test, rule, metric, threshold)
         rows.append(
@@ -116,7 +116,7 @@ def times(trial: Trial, rounds: int = 3) -> pd.DataFrame:
     samples, tokenizer = trial.early.samples("test"), load_tokenizer(trial.setting.backbone)
     rule, model = rule_for(trial.early.test.regression), trial.early.model()
     sides = {PLAIN: (Runtime(trial.plain.model(), fixed(), NEVER, tokenizer), samples)}
-    chosen = deploy.thresholds(trial.early)
+    chosen = thresholds(trial.early, rule)
     for speedup, threshold in chosen.items():
         sides[f"{speedup:g}x"] = (Runtime(model, rule, threshold, tokenizer), samples)
     clock = measured(sides, PLAIN, TIMED, rounds).set_index(["batch", "model"])
@@ -148,8 +148,8 @@ def _columns(name: str, interval: Interval | None) -> dict[str, float]:
 
 
 def save(trial: Trial, points: pd.DataFrame, clock: pd.DataFrame, folder: Path) -> None:
-    """Keep both tables as csv, and the model for `deploy.load`."""
+    """Keep both tables as csv, and the model for `deploy.from_pretrained`."""
     folder.mkdir(parents=True, exist_ok=True)
     points.to_csv(folder / "scores.csv", index=False, float_format="%.6g")
     clock.to_csv(folder / "times.csv", index=False, float_format="%.6g")
-    deploy.save(trial.early, folder / "model")
+    save_pretrained(trial.early, folder / "model", rule_for(trial.early.test.regression))

@@ -84,7 +84,7 @@ def judged(trial: Trial, points: pd.DataFrame, clock: pd.DataFrame) -> list[str]
 
 def line_of_code(folder: Path, speedup: float = 2.0) -> str:
     """One line that answers texts, leaving early."""
-    return f'from eeutils.trial.deploy import load; print(load("{folder}", speedup={speedup:g})(["A text of yours."]))'
+    return f'from eeutils import deploy; print(deploy.from_pretrained("{folder}", {speedup:g})(["A text of yours."]))'
 
 
 def _against_blind(row: Any) -> str:

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from eeutils import __main__ as command
+from eeutils import deploy
+from eeutils.deploy.weights import thresholds
 from eeutils.errors import InputError
 from eeutils.exiting.rules import divergence, entropy
 from eeutils.exiting.tradeoff import at_threshold, threshold_for_speedup
@@ -21,7 +23,7 @@ from eeutils.study.entries import PABEE_ENTROPY
 from eeutils.study.page import read_table, what_to_use
 from eeutils.training.runs import Run
 from eeutils.training.settings import Setting
-from eeutils.trial import deploy, measured, report, session
+from eeutils.trial import measured, report, session
 from eeutils.trial.recommended import why
 from tests.tiny import sentences
 
@@ -88,9 +90,9 @@ def test_what_is_printed_says_what_was_decided_and_ends_in_a_line_that_runs(
     assert "2 classes: 'fine', 'poor'" in one
     assert "saved per 1,000 texts, batch 32" in one
     assert "At 2x in FLOPs it keeps" in one
-    line = re.search(r"from eeutils\.trial\.deploy import load; .*", printed)[0]
+    line = re.search(r"from eeutils import deploy; .*", printed)[0]
     exec(line.replace("A text of yours.", "good film and plot"), {})
-    assert capsys.readouterr().out.strip() == str(deploy.load(folder / "model")(["good film and plot"]))
+    assert capsys.readouterr().out.strip() == str(deploy.from_pretrained(folder / "model")(["good film and plot"]))
 
 
 def test_a_kept_model_answers_as_the_trained_one_without_its_data(
@@ -98,19 +100,21 @@ def test_a_kept_model_answers_as_the_trained_one_without_its_data(
 ) -> None:
     folder, _, trial = tried
     texts = trial.task.test["text_a"]
-    model = deploy.load(folder / "model", speedup=2.0)
+    model = deploy.from_pretrained(folder / "model", speedup=2.0)
     threshold = threshold_for_speedup(trial.early.dev, entropy(), 2.0)
     expected = entropy().readiness(trial.early.test) >= threshold
     stages = model.runtime(texts).stages
     assert torch.equal(stages, torch.where(expected.any(dim=0), expected.float().argmax(dim=0), len(expected) - 1))
     names = ("fine", "poor")
-    assert deploy.load(folder / "model", speedup=1.0)(texts) == [
+    assert deploy.from_pretrained(folder / "model", speedup=1.0)(texts) == [
         names[number] for number in trial.early.test.predictions[-1].tolist()
     ]
     with pytest.raises(InputError, match=r"no threshold was chosen for 2.5x; choose one of: 1.5, 2, 3, 1"):
-        deploy.load(folder / "model", speedup=2.5)
-    with pytest.raises(InputError, match="holds no model of a trial"):
-        deploy.load(table.parent)
+        deploy.from_pretrained(folder / "model", speedup=2.5)
+    with pytest.raises(InputError, match="holds no saved model"):
+        deploy.from_pretrained(table.parent)
+    with pytest.raises(InputError, match="rule 'coin' cannot be named in a file"):
+        deploy.save_pretrained(trial.early, folder / "coin", replace(entropy(), name="coin"))
     assert "films.csv" not in json.loads((folder / "model" / "model.json").read_text())["classes"]
 
 
@@ -139,9 +143,11 @@ def test_numbers_leave_where_they_move_no_more(
     table.to_json(tmp_path / "rated.jsonl", orient="records", lines=True)
     trial = measured.train(tiny_setting_of("smoke", str(tmp_path / "rated.jsonl"), encoder_folder, 0))
     assert trial.spec.metrics[0] == "pearson"
-    assert deploy.thresholds(trial.early)[2.0] == threshold_for_speedup(trial.early.dev, divergence(), 2.0)
-    deploy.save(trial.early, tmp_path / "model")
-    assert all(isinstance(answer, float) for answer in deploy.load(tmp_path / "model")(["good film", "bad plot"]))
+    assert thresholds(trial.early, divergence())[2.0] == threshold_for_speedup(trial.early.dev, divergence(), 2.0)
+    deploy.save_pretrained(trial.early, tmp_path / "model", divergence())
+    assert all(
+        isinstance(answer, float) for answer in deploy.from_pretrained(tmp_path / "model")(["good film", "bad plot"])
+    )
 
 
 @pytest.mark.parametrize(

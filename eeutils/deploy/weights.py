@@ -1,7 +1,8 @@
-"""A trained model that leaves early, in a folder that needs neither the data nor the run that it comes from."""
+"""A trained model that leaves early in PyTorch, in a folder that needs neither the data nor the run it comes from."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -14,18 +15,19 @@ from safetensors.torch import load_model
 
 from eeutils.data.specs import spec_of
 from eeutils.errors import InputError
-from eeutils.exiting.rules import NEVER
+from eeutils.exiting import rules
+from eeutils.exiting.rules import NEVER, Rule, fixed
 from eeutils.exiting.tradeoff import threshold_for_speedup
 from eeutils.files import atomic_write
 from eeutils.models.backbone import load_tokenizer
 from eeutils.models.runtime import Runtime
 from eeutils.training import loop
+from eeutils.training.method import Method
 from eeutils.training.runs import Run
 from eeutils.training.settings import Setting
-from eeutils.trial.recommended import METHOD, rule_for
 
 SPEEDUPS = (1.5, 2.0, 3.0)
-"""What is asked for in FLOPs; a threshold for each is chosen on dev."""
+"""In FLOPs; a threshold for each is chosen on dev."""
 
 _CARD, _WEIGHTS = "model.json", "model.safetensors"
 
@@ -54,19 +56,31 @@ class EarlyExit:
         return [self.classes[number] for number in found] if self.classes else found
 
 
-def thresholds(run: Run) -> dict[float, float]:
+def thresholds(run: Run, rule: Rule) -> dict[float, float]:
     """Speed-up -> the threshold that is nearest to it on dev."""
-    rule = rule_for(run.dev.regression)
     return {speedup: threshold_for_speedup(run.dev, rule, speedup) for speedup in SPEEDUPS}
 
 
-def save(run: Run, folder: Path) -> None:
-    """Write what `load` needs: weights, classes, thresholds, and how the model is built."""
+def save_pretrained(run: Run, folder: Path | str, rule: Rule | None = None) -> None:
+    """Write what `from_pretrained` needs: weights, classes, thresholds, and how the model is built.
+
+    Args:
+        run: of a method of `eeutils.papers`.
+        folder: made, or replaced.
+        rule: when to leave; the paper's own by default.
+
+    Raises:
+        InputError: a rule that cannot be named, such as one that was written or learned for one run.
+    """
+    rule = rule or next(iter(run.method.rules.values()), fixed())
+    _rule_called(rule.name, run.method)
     card = {
+        "method": run.method.name,
         "setting": run.setting.to_dict(),
         "options": run.options.to_dict(),
         "classes": spec_of(run.setting.task).class_names,
-        "thresholds": {f"{speedup:g}": threshold for speedup, threshold in thresholds(run).items()},
+        "rule": rule.name,
+        "thresholds": {f"{speedup:g}": threshold for speedup, threshold in thresholds(run, rule).items()},
     }
     with atomic_write(folder) as partial:
         partial.mkdir()
@@ -74,12 +88,12 @@ def save(run: Run, folder: Path) -> None:
         (partial / _CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: str | Path, speedup: float = 2.0) -> EarlyExit:
-    """The model of a trial, ready to answer, on the accelerator if there is one.
+def from_pretrained(folder: Path | str, speedup: float = 2.0) -> EarlyExit:
+    """A saved model, ready to answer, on the accelerator if there is one.
 
     Args:
-        folder: the folder `model` of a trial.
-        speedup: in FLOPs, one of those that the trial measured; 1 never leaves early.
+        folder: what `save_pretrained` wrote.
+        speedup: in FLOPs, one of those that thresholds were chosen for; 1 never leaves early.
 
     Raises:
         InputError: no such folder, files that cannot be read, or another speed-up; the sentence lists the valid ones.
@@ -87,21 +101,32 @@ def load(folder: str | Path, speedup: float = 2.0) -> EarlyExit:
     folder = Path(folder)
     try:
         card = json.loads((folder / _CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} holds no model of a trial ({error}); run `python -m eeutils try PATH`") from error
+        method: Method = importlib.import_module(f"eeutils.papers.{card['method']}").METHOD
+        rule = _rule_called(card["rule"], method)
+    except (OSError, ValueError, KeyError, ModuleNotFoundError) as error:
+        raise InputError(f"{folder} holds no saved model ({error}); write one with save_pretrained") from error
     known = {float(name): threshold for name, threshold in card["thresholds"].items()} | {1.0: NEVER}
     if speedup not in known:
         raise InputError(
             f"no threshold was chosen for {speedup:g}x; choose one of: {', '.join(map('{:g}'.format, known))}"
         )
     setting, classes = Setting(**card["setting"]), tuple(card["classes"])
-    model = METHOD.build(setting, len(classes) or 1, METHOD.with_options(**card["options"]))
+    model = method.build(setting, len(classes) or 1, method.with_options(**card["options"]))
     try:
         load_model(model, folder / _WEIGHTS)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder / _WEIGHTS} cannot be read ({error}); run the trial again") from error
+        raise InputError(f"{folder / _WEIGHTS} cannot be read ({error}); save the model again") from error
     model = model.to(loop.best_device(), torch.float32).eval()
-    runtime = Runtime(
-        *(model, rule_for(not classes), known[speedup], load_tokenizer(setting.backbone), setting.max_length)
-    )
-    return EarlyExit(runtime, classes)
+    tokenizer = load_tokenizer(setting.backbone)
+    return EarlyExit(Runtime(model, rule, known[speedup], tokenizer, setting.max_length), classes)
+
+
+def _rule_called(name: str, method: Method) -> Rule:
+    makers = (rules.entropy, rules.confidence, rules.margin, rules.patience, rules.divergence, rules.vote, rules.fixed)
+    known = {rule.name: rule for rule in [*(make() for make in makers), *method.rules.values()]}
+    if name not in known:
+        raise InputError(
+            f"rule {name!r} cannot be named in a file; choose one of: {', '.join(known)}, or export the run, which "
+            "writes the rule itself"
+        )
+    return known[name]
