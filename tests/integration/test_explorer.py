@@ -13,7 +13,7 @@ from selenium.webdriver.support.ui import Select
 from eeutils.exiting import rules, tradeoff
 from eeutils.exiting.rules import NEVER, Rule
 from eeutils.papers import pabee
-from eeutils.reporting.explorer import explore, ground, model, page
+from eeutils.reporting.explorer import document, explore, ground, model
 from eeutils.training.runs import load_or_train
 from eeutils.training.settings import Setting
 from tests.browser import chromium, narrow
@@ -38,7 +38,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [LONG, *(f"sentence {number}" for number in range(1, UNITS))]
     made = ground("A ground", "Made by chance.", "accuracy", ["no", "yes"], texts, FIRST.labels.tolist(), models)
     path = tmp_path_factory.mktemp("explorer") / "explorer.html"
-    path.write_text(page([made]), encoding="utf-8")
+    path.write_text(document([made]), encoding="utf-8")
     return path
 
 

@@ -10,7 +10,7 @@ from eeutils.errors import InputError
 from eeutils.exiting import tradeoff
 from eeutils.exiting.evidence import Evidence, predict
 from eeutils.exiting.rules import NEVER, entropy
-from eeutils.reporting.explorer import ground, model, page
+from eeutils.reporting.explorer import document, ground, model
 from eeutils.reporting.explorer.page import FOLDER, committed
 from tests.helpers import accuracy, every_rule, negative_error, random_evidence, regression_rules
 
@@ -68,14 +68,14 @@ def test_a_model_of_one_exit_and_a_text_too_many_are_refused() -> None:
 
 def test_a_page_in_another_format_and_an_empty_one_are_refused() -> None:
     with pytest.raises(InputError, match="format 0"):
-        page([{"title": "old", "format": 0}])
+        document([{"title": "old", "format": 0}])
     with pytest.raises(InputError, match="at least one ground"):
-        page([])
+        document([])
 
 
 def test_the_page_asks_no_network_and_no_sentence_gets_out_of_its_evidence() -> None:
     evidence = random_evidence(0, stages=3, samples=2, classes=2)
-    whole = page([shown(evidence, texts=["</script><script>alert(1)</script>", "plain"])])
+    whole = document([shown(evidence, texts=["</script><script>alert(1)</script>", "plain"])])
     assert whole.count("</script>") == 2
     [kept] = re.findall(r'<script type="application/json" id="evidence">(.*?)</script>', whole, flags=re.DOTALL)
     assert json.loads(kept)[0]["units"][0]["text"] == "</script><script>alert(1)</script>"
@@ -88,7 +88,7 @@ def test_what_is_committed_is_small_and_agrees_with_itself() -> None:
     assert sum(path.stat().st_size for path in FOLDER.glob("*.json")) < SMALL
     grounds = committed()
     assert grounds
-    page(grounds)
+    document(grounds)
     for one in grounds:
         labels = [unit["label"] for unit in one["units"]]
         for made in one["models"]:

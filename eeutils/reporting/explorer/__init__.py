@@ -7,7 +7,7 @@ The page computes no rule: where every sentence leaves at every threshold, and w
 here by `tradeoff`, so the two cannot disagree.
 """
 
-from eeutils.reporting.explorer.page import explore, page
+from eeutils.reporting.explorer.page import document, explore
 from eeutils.reporting.explorer.view import ground, model
 
-__all__ = ["explore", "ground", "model", "page"]
+__all__ = ["document", "explore", "ground", "model"]

@@ -34,7 +34,7 @@ FOLDER = repository_root() / "data" / "explorer"
 _PARTS = Path(__file__).parent
 
 
-def page(grounds: Sequence[dict[str, Any]]) -> str:
+def document(grounds: Sequence[dict[str, Any]]) -> str:
     """The whole page: one HTML document with its style, its script and its evidence inside.
 
     Args:
@@ -79,10 +79,10 @@ def explore(*runs: Run, rules: Sequence[Rule] = (), shown: int = SHOWN, height: 
     Raises:
         InputError: runs on different sentences, or a run of one exit.
     """
-    document = page([ground_of(runs, rules, shown)] if runs else committed())
+    whole = document([ground_of(runs, rules, shown)] if runs else committed())
     title = "Explorer: move a threshold and see sentences leave at their layers"
     # The document travels in the notebook: no file is written, and none is asked for.
-    return IFrame("about:blank", "100%", height, extras=[f'srcdoc="{html.escape(document)}"', f'title="{title}"'])
+    return IFrame("about:blank", "100%", height, extras=[f'srcdoc="{html.escape(whole)}"', f'title="{title}"'])
 
 
 def ground_of(runs: Sequence[Run], rules: Sequence[Rule] = (), shown: int = SHOWN) -> dict[str, Any]:
