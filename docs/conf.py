@@ -57,6 +57,7 @@ apidoc_modules = [
 ]
 add_module_names = False
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as they are written: a path of this machine would be one
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False

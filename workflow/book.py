@@ -125,17 +125,33 @@ def _plain(_: Sphinx, kind: str, ___: str, ____: object, _____: object, lines: l
     lines[:] = told
 
 
+def _signature(*given: object) -> tuple[str | None, str | None] | None:
+    """A default that is a function has no text that Sphinx can read, which spoils all of the signature."""
+    signature, returned = given[-2:]
+    if not isinstance(signature, str) or "<function" not in signature:
+        return None
+    readable = re.sub(r"<function \S+>", "...", signature)
+    return re.sub(r"~?(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", readable), returned
+
+
 def _escaped(line: str) -> str:
     parts = re.split(r"(`+[^`]*`+)", line)
     parts[::2] = [re.sub(r"([*|\\]|_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
     return "".join(parts)
 
 
-def _alternative_texts(_: Sphinx, document_: nodes.document, name: str) -> None:
+def _alternative_texts(_: Sphinx, page: nodes.document, name: str) -> None:
     """What a figure says in words goes along: it stands beside the picture in the notebook."""
     told = _told_in(ROOT / f"{name}.ipynb") if name.startswith("notebooks/") else {}
-    for image in document_.findall(nodes.image):
+    for image in page.findall(nodes.image):
         image["alt"] = told.get(Path(image["uri"]).stem, image.get("alt", ""))
+
+
+def _words(_: Sphinx, page: nodes.document, __: str) -> None:
+    """What docstrings call attributes, Sphinx calls variables."""
+    for name in page.findall(nodes.field_name):
+        if name.astext() == "Variables":
+            name.children = [nodes.Text("Attributes")]
 
 
 @lru_cache(maxsize=1)
@@ -179,5 +195,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", _source)
     app.connect("autodoc-process-docstring", _plain, priority=100)  # before napoleon reads sections
     app.connect("doctree-resolved", _alternative_texts)
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("doctree-resolved", _words)
     app.connect("build-finished", _beside_the_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

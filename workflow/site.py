@@ -25,7 +25,8 @@ LOADS = {"src", "srcset", "data", "poster", "background", "action", "formaction"
 
 def main() -> None:
     """Build into build/site/; warnings are errors, and so is an address that a page would load from elsewhere."""
-    options = ["-W", "--keep-going", "--quiet", "-b", "html", "-c", "docs", "-d", "build/doctrees"]
+    # Read anew each time (-E): a notebook that was added stands in the contents of pages that did not change.
+    options = ["-E", "-W", "--keep-going", "--quiet", "-b", "html", "-c", "docs", "-d", "build/doctrees"]
     built = subprocess.run([sys.executable, "-m", "sphinx", *options, ".", str(SITE)], cwd=ROOT, check=False)
     if built.returncode:
         sys.exit(built.returncode)

@@ -8,7 +8,7 @@ from pathlib import Path
 from eeutils.errors import InputError
 from eeutils.files import atomic_write
 from eeutils.papers import badge, de3bert, deebert, fastbert, pabee
-from eeutils.reporting.explorer.page import FOLDER, SHOWN, assembled, drawn, model_of
+from eeutils.reporting.explorer.page import SHOWN, assembled, drawn, grounds_dir, model_of
 from eeutils.study.entries import entries_for, result_of
 from eeutils.training.settings import Setting
 
@@ -16,8 +16,8 @@ METHODS = tuple(paper.METHOD.title for paper in (deebert, pabee, badge, de3bert,
 """Those that are shown, where they have been run: one model each, and different answers to when one leaves."""
 
 
-def explored(profile: str, setting: Setting, shown: int = SHOWN, folder: Path = FOLDER) -> Path:
-    """Write the ground of a task, an encoder and a seed into `folder`; nothing is trained.
+def explored(profile: str, setting: Setting, shown: int = SHOWN) -> Path:
+    """Write the ground of a task, an encoder and a seed where those that are committed lie; nothing is trained.
 
     Returns:
         The file.
@@ -38,7 +38,7 @@ def explored(profile: str, setting: Setting, shown: int = SHOWN, folder: Path = 
     made = assembled(
         first, seen, [model_of(result.entry.label, result.runs[0], [result.rule], seen) for result in results]
     )
-    path = folder / f"{Path(setting.task).name}-{Path(setting.backbone).name}.json"
+    path = grounds_dir() / f"{Path(setting.task).name}-{Path(setting.backbone).name}.json"
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(made, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
     return path

@@ -11,7 +11,7 @@ from eeutils.exiting import tradeoff
 from eeutils.exiting.evidence import Evidence, predict
 from eeutils.exiting.rules import NEVER, entropy
 from eeutils.reporting.explorer import document, ground, model
-from eeutils.reporting.explorer.page import FOLDER, committed
+from eeutils.reporting.explorer.page import committed, grounds_dir
 from tests.helpers import accuracy, every_rule, negative_error, random_evidence, regression_rules
 
 SMALL = 1_000_000
@@ -85,7 +85,7 @@ def test_the_page_asks_no_network_and_no_sentence_gets_out_of_its_evidence() -> 
 
 
 def test_what_is_committed_is_small_and_agrees_with_itself() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.glob("*.json")) < SMALL
+    assert sum(path.stat().st_size for path in grounds_dir().glob("*.json")) < SMALL
     grounds = committed()
     assert grounds
     document(grounds)

@@ -28,9 +28,6 @@ SHOWN = 300
 SEED = 0
 """Of the draw."""
 
-FOLDER = repository_root() / "data" / "explorer"
-"""The grounds that are committed."""
-
 _PARTS = Path(__file__).parent
 
 
@@ -62,9 +59,14 @@ def document(grounds: Sequence[dict[str, Any]]) -> str:
     return whole.replace("{{ evidence }}", evidence)
 
 
+def grounds_dir() -> Path:
+    """Where the grounds that are committed lie."""
+    return repository_root() / "data" / "explorer"
+
+
 def committed() -> list[dict[str, Any]]:
-    """The grounds in `data/explorer/`, one file each, in the order of their names."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+    """The grounds that are committed, one file each, in the order of their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(grounds_dir().glob("*.json"))]
 
 
 def explore(*runs: Run, rules: Sequence[Rule] = (), shown: int = SHOWN, height: int = 900) -> IFrame:
