@@ -38,6 +38,7 @@ exclude_patterns = [
 # Notebooks: as they were committed. A cell that only prepares stays as long as it is.
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # outputs have tables and formulas, too
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 4
 # Words of a docstring that are also the name of several fields.
@@ -76,7 +77,7 @@ html_theme_options = {
 html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
-html_copy_source = False
+html_copy_source = True  # a reader takes a notebook along
 html_show_sphinx = False
 # Formulas: put beside the pages by workflow.book, so that they need no network.
 mathjax_path = "mathjax.js"
