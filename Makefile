@@ -15,6 +15,7 @@ endif
 
 PYTHON := .venv/bin/python
 READY := .venv/.ready
+SITE_READY := .venv/.site-ready
 NOTEBOOKS ?= $(sort $(wildcard notebooks/[0-9]*.ipynb))
 
 # What `make reproduce` runs. Empty means the default that workflow/execute.py names.
@@ -72,6 +73,10 @@ bench: $(READY) ## measure training, sweeps, the runtime and its rivals; the tab
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(PYTHON) -m jupyterlab notebooks
 
+.PHONY: site
+site: $(SITE_READY) ## build the book into build/site/: notebooks, explorer, glossary, claims, the package
+	@$(PYTHON) -m workflow.site
+
 .PHONY: notebooks
 notebooks: $(READY) ## execute the notebooks in place, ready to commit (some: NOTEBOOKS=notebooks/01_deebert_pabee.ipynb)
 	@$(PYTHON) -m workflow.execute in-place $(NOTEBOOKS)
@@ -81,12 +86,12 @@ lint: $(READY) ## check style, spelling and file sizes
 	@$(PYTHON) -m pre_commit run --all-files
 
 .PHONY: lock
-lock: $(READY) ## write requirements.lock anew from what is installed
+lock: $(SITE_READY) ## write the two locks anew from what is installed
 	@$(PYTHON) workflow/lock.py
 
 .PHONY: clean
 clean: ## remove what runs leave; trained models, downloads and .venv stay
-	@rm -rf reproduced .snakemake build eeutils.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf reproduced .snakemake build docs/api eeutils.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \
 		-o -name '.partial-*' -o -name '*.failed.ipynb' \) -print0 | xargs -0 rm -rf
 
@@ -119,3 +124,9 @@ $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@printf '%s\n' '$(CURDIR)' > $(READY)
 	@echo 'The environment is ready.'
+
+# What only the book needs; neither the notebooks nor the tests wait for it.
+$(SITE_READY): requirements-site.lock $(READY)
+	@echo "Installing $$(grep -c == requirements-site.lock) more packages for the book"
+	@$(PYTHON) -m pip install --quiet -r requirements-site.lock
+	@touch $(SITE_READY)

@@ -1,11 +1,13 @@
-"""Write requirements.lock: the version of every installed package that pyproject.toml leads to.
+"""Write requirements.lock: the version of every installed package that pyproject.toml leads to. What only the book
+needs, the extra `site`, goes to requirements-site.lock.
 
 Run it through `make lock` after changing a range in pyproject.toml and installing what it asks for:
 
-    .venv/bin/python -m pip install --upgrade --upgrade-strategy eager --editable ".[test,dev]" && make lock
+    .venv/bin/python -m pip install --upgrade --upgrade-strategy eager --editable ".[test,dev,site]" && make lock
 """
 
 import tomllib
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -16,9 +18,15 @@ from packaging.version import Version
 # The installer's own tools: a lock that pins them would have pip replace itself while it runs.
 INSTALLERS = {"pip", "setuptools", "wheel"}
 
+SITE = "site"
+"""The extra with a lock of its own."""
+
 HEADER = """\
 # The whole environment, pinned; written by `make lock`, not by hand. Python 3.11.
 # torch carries no build tag, so that a machine gets the build (CPU or CUDA) that its own package index offers.
+"""
+SITE_HEADER = """\
+# What the book needs beside requirements.lock, pinned; written by `make lock`, not by hand. `make site` installs it.
 """
 
 
@@ -26,8 +34,19 @@ def main() -> None:
     """Follow the requirements of pyproject.toml through the installed packages and write what was met."""
     root = Path(__file__).resolve().parent.parent
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"].values()
-    waiting = [Requirement(line) for line in project["dependencies"] + [line for extra in extras for line in extra]]
+    extras = project["optional-dependencies"]
+    usual = [line for name, lines in extras.items() if name != SITE for line in lines]
+    pins = installed(project["dependencies"] + usual)
+    more = {name: version for name, version in installed(extras[SITE]).items() if name not in pins}
+    for file, header, of_file in (("requirements", HEADER, pins), ("requirements-site", SITE_HEADER, more)):
+        lines = "".join(f"{name}=={version}\n" for name, version in sorted(of_file.items()))
+        (root / f"{file}.lock").write_text(header + lines)
+        print(f"{file}.lock: {len(of_file)} packages")
+
+
+def installed(requirements: Iterable[str]) -> dict[str, str]:
+    """Name -> version of every installed package that requirements lead to."""
+    waiting = list(map(Requirement, requirements))
     visited: set[tuple[str, frozenset[str]]] = set()
     pins: dict[str, str] = {}
     while waiting:
@@ -38,17 +57,15 @@ def main() -> None:
             continue
         visited.add(visit)
         try:
-            installed = distribution(name)
+            found = distribution(name)
         except PackageNotFoundError:
-            raise SystemExit(f"{requirement} is not installed; requirements.lock was left alone") from None
-        pins[name] = Version(installed.version).public
+            raise SystemExit(f"{requirement} is not installed; the locks were left alone") from None
+        pins[name] = Version(found.version).public
         # A marker such as `extra == "http"` holds for the extras asked for, and for none of them when there are none.
-        for needed in map(Requirement, installed.requires or []):
+        for needed in map(Requirement, found.requires or []):
             if not needed.marker or any(needed.marker.evaluate({"extra": e}) for e in requirement.extras or {""}):
                 waiting.append(needed)
-    lines = "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()))
-    (root / "requirements.lock").write_text(HEADER + lines)
-    print(f"requirements.lock: {len(pins)} packages")
+    return pins
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from eeutils.data.sources import SourceError
 from eeutils.errors import InputError
 from eeutils.files import atomic_write, repository_root
 from eeutils.study.entries import SEARCHED, train, train_search
+from eeutils.study.explored import explored
 from eeutils.study.headline import write_readme
 from eeutils.study.plan import announce
 from eeutils.study.tables import measure, tables, write
@@ -22,6 +23,9 @@ def main(arguments: list[str] | None = None) -> None:
         one = commands.add_parser(name)
         for argument, kind in (("profile", str), ("task", str), ("backbone", str), ("seed", int), (last, str)):
             one.add_argument(argument, type=kind)
+    shown = commands.add_parser("explorer")
+    for argument, kind in (("profile", str), ("task", str), ("backbone", str), ("seed", int)):
+        shown.add_argument(argument, type=kind)
     many = commands.add_parser("tables")
     for argument in ("profile", "backbone", "folder"):
         many.add_argument(argument)
@@ -50,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
                 train_search(setting, given.method)
             elif given.command == "train":
                 train(profile, setting, given.method)
+            elif given.command == "explorer":
+                explored(profile, setting)
             else:
                 with atomic_write(given.file) as partial:
                     measure(given.profile, setting).to_csv(partial, index=False)

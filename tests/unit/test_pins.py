@@ -16,20 +16,34 @@ ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"].values()
 DECLARED = [Requirement(line) for group in (PROJECT["dependencies"], *EXTRAS) for line in group]
-LINES = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
-LOCKED = dict(line.split("==") for line in LINES)
 
 
-def test_lock_is_plain_pins_in_order() -> None:
-    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in LINES)
-    assert list(LOCKED) == sorted(LOCKED)
-    assert len(LOCKED) == len(LINES)
-    assert not {"pip", "setuptools", "wheel"} & set(LOCKED)
+def lines_of(lock: str) -> list[str]:
+    return [line for line in (ROOT / lock).read_text().splitlines() if line and not line.startswith("#")]
+
+
+LOCKS = ("requirements.lock", "requirements-site.lock")
+LOCKED, SITE = (dict(line.split("==") for line in lines_of(lock)) for lock in LOCKS)
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_lock_is_plain_pins_in_order(lock: str) -> None:
+    lines = lines_of(lock)
+    pins = [line.split("==")[0] for line in lines]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in lines)
+    assert pins == sorted(set(pins))
+    assert not {"pip", "setuptools", "wheel"} & set(pins)
+
+
+def test_what_only_the_book_needs_is_pinned_once_and_apart() -> None:
+    assert set(LOCKED) & set(SITE) == set()
+    of_site = {canonicalize_name(Requirement(line).name) for line in PROJECT["optional-dependencies"]["site"]}
+    assert of_site <= set(SITE)
 
 
 @pytest.mark.parametrize("requirement", DECLARED, ids=lambda requirement: requirement.name)
 def test_locked_version_is_in_the_declared_range(requirement: Requirement) -> None:
-    assert requirement.specifier.contains(LOCKED[canonicalize_name(requirement.name)])
+    assert requirement.specifier.contains((LOCKED | SITE)[canonicalize_name(requirement.name)])
 
 
 @pytest.mark.lock
