@@ -18,10 +18,10 @@ from eeutils.exiting.tradeoff import SPEEDUPS
 from eeutils.reporting.plots.theme import DASHES, GREY, WIDTH, legend_beside, looks_of, panels_of
 
 SPEEDUP_NAMES = {"flops": "FLOPs speed-up", "layers": "layer speed-up"}
+"""Axis -> what it is called in figures and tables."""
 
 STEPS = 50
 """From one point of a curve to the next, of what is drawn straight over cost on an axis of speed-ups."""
-"""Axis -> what it is called in figures and tables."""
 
 
 def tradeoff(
