@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image as PILImage
+from scipy.spatial import KDTree
 
 from eeutils.files import atomic_write
 
@@ -40,15 +42,27 @@ def show(figure: Figure, alt: str, path: Path | None = None) -> None:
     full, buffer = io.BytesIO(), io.BytesIO()
     figure.savefig(full, format="png", dpi=_RESOLUTION, bbox_inches="tight")
     plt.close(figure)
-    # Few colours make a small file: a notebook with eight figures stays small enough to commit. A line may show in the
-    # legend alone, behind another one, and must keep its colour all the same: hence MAXCOVERAGE.
-    few_colours = PILImage.open(full).convert("RGB")
-    few_colours = few_colours.quantize(_COLOURS, PILImage.Quantize.MAXCOVERAGE, dither=PILImage.Dither.NONE)
-    few_colours.save(buffer, "png", optimize=True)
+    _with_few_colours(PILImage.open(full).convert("RGB")).save(buffer, "png", optimize=True)
     if path:
         with atomic_write(path) as partial:
             partial.write_bytes(buffer.getvalue())
     display(Image(data=buffer.getvalue(), format="png", alt=alt))
+
+
+def _with_few_colours(image: PILImage.Image) -> PILImage.Image:
+    """Few colours make a small file: a notebook with eight figures stays small enough to commit.
+
+    One half are the image's most frequent colours, so that pale bands keep theirs; the other half cover all that there
+    is, because a line may show in the legend alone, behind another one, and must keep its colour, too.
+    """
+    colours, place, count = np.unique(np.asarray(image).reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
+    usual = colours[np.argsort(-count, kind="stable")[: _COLOURS // 2]]
+    spread = image.quantize(_COLOURS - len(usual), PILImage.Quantize.MAXCOVERAGE).getpalette()
+    palette = np.concatenate([usual, np.reshape(spread, (-1, 3))])
+    nearest = KDTree(palette).query(colours)[1].astype(np.uint8)
+    few = PILImage.fromarray(nearest[place.reshape(image.height, image.width)], "P")
+    few.putpalette(palette.astype(np.uint8).ravel().tolist())
+    return few
 
 
 def looks_of(names: Iterable[str]) -> dict[str, dict[str, Any]]:
