@@ -32,7 +32,7 @@ def why(regression: bool, folder: Path | None = None) -> list[str]:
         return [
             *told,
             "They leave when the answer moves no more from exit to exit. The study has no recommendation for answers "
-            "that are numbers: look at the last column before you use a rule.",
+            "that are numbers: see how they compare with fixed exits before you use a rule.",
         ]
     ground = next(iter(grounds(folder)), "")
     scores, costs = (read_table(name, folder, ground) for name in ("scores", "costs"))

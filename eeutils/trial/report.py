@@ -82,15 +82,16 @@ def judged(trial: Trial, points: pd.DataFrame, clock: pd.DataFrame) -> list[str]
     return told
 
 
-def line_of_code(folder: Path, speedup: float = 2.0) -> str:
-    """One line that answers texts, leaving early."""
-    return f'from eeutils import deploy; print(deploy.from_pretrained("{folder}", {speedup:g})(["A text of yours."]))'
+def line_of_code(folder: Path, pairs: bool, speedup: float = 2.0) -> str:
+    """One line that answers texts, or pairs of them, leaving early."""
+    texts = '["A first text."], ["A second text."]' if pairs else '["A text of yours."]'
+    return f'from eeutils import deploy; print(deploy.from_pretrained("{folder}", {speedup:g})({texts}))'
 
 
 def _against_blind(row: Any) -> str:
     interval = Interval(row.over_blind, row.over_blind_low, row.over_blind_high)
     if math.isnan(row.over_blind):
-        return "that speed-up is out of reach on test"
+        return "with fixed exits it cannot be compared at exactly that speed-up"
     if better(interval):
         return "that beats sending every text through the same exits"
     if worse(interval):
@@ -101,7 +102,7 @@ def _against_blind(row: Any) -> str:
 def _cell(row: Any, name: str, sign: str = "") -> str:
     numbers = [getattr(row, f"{name}{end}") for end in ("", "_low", "_high")]
     if not all(map(math.isfinite, numbers)):
-        return "out of reach"
+        return "not comparable"
     estimate, low, high = (f"{number:{sign}.3f}" for number in numbers)
     return f"{estimate} [{low}, {high}]"
 

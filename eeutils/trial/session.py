@@ -42,7 +42,7 @@ def run(path: str, profile: str, backbone: str, seed: int, save_to: Path | None 
         _tell("The profile smoke shows that everything runs; its numbers mean nothing.")
     _tell("")
     _tell(f"Tables and model are in {folder}. To use the model:")
-    sys.stdout.write(f"\n    {report.line_of_code(folder / 'model')}\n")
+    sys.stdout.write(f"\n    {report.line_of_code(folder / 'model', len(trial.spec.text_columns) == 2)}\n")
     return folder
 
 

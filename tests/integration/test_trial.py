@@ -193,3 +193,4 @@ def test_no_sentence_is_stronger_than_its_interval(tried: tuple[Path, str, measu
     assert any("not shown to have learned" in line for line in told)
     assert np.isclose(trial.same_answer, 0.5, atol=0.1)
     assert isinstance(trial.early, Run)
+    assert report.line_of_code(Path("m"), pairs=True).endswith('(["A first text."], ["A second text."]))')
