@@ -97,7 +97,8 @@ class TokenEvidence(Evidence):
         return replace(self, cost={**self.cost, "flops": flops})
 
     def at(self, stages: Sequence[int]) -> TokenEvidence:
-        """The same with some of the exits only (stage numbers from 0, the top among them); price it afterwards.
+        """The same with some of the exits only (stage numbers from 0, the top among them); price it afterwards. What
+        was measured from the exit before, "similarity", is gone unless all stay.
 
         Raises:
             InputError: the top is not among them, or none is.
@@ -110,7 +111,11 @@ class TokenEvidence(Evidence):
             logits=self.logits[kept],
             cost={kind: tensor[kept] for kind, tensor in self.cost.items()},
             layers=tuple(self.layers[stage] for stage in kept),
-            extras={name: tensor[kept] for name, tensor in self.extras.items()},
+            extras={
+                name: tensor[kept]
+                for name, tensor in self.extras.items()
+                if name != "similarity" or len(kept) == self.stages
+            },
         )
 
 

@@ -287,7 +287,10 @@ class Decoder(nn.Module):
         """
         mask = torch.ones_like(input_ids).bool() if mask is None else mask
         before = 0 if cache is None else cache.length
-        known = mask if cache is None else torch.cat([cache.mask[:, :before], mask], dim=1)
+        known = mask
+        if cache is not None:
+            cache.mask[:, before : before + mask.shape[1]] = mask
+            known = cache.mask[:, : before + mask.shape[1]]
         count = known.cumsum(dim=1)[:, before:]
         if before + input_ids.shape[1] > self.context:
             raise InputError(
@@ -336,7 +339,11 @@ class Decoder(nn.Module):
 
     def read(self, states: Float[Tensor, "*units width"]) -> Float[Tensor, "*units words"]:
         """What the head says of states, the last norm before it."""
-        return self.model.get_output_embeddings()(self.norm(states))
+        return self.say_normed(self.norm(states))
+
+    def say_normed(self, normed: Float[Tensor, "*units width"]) -> Float[Tensor, "*units words"]:
+        """What the head says of states behind the last norm."""
+        return self.model.get_output_embeddings()(normed)
 
     def norm(self, states: Float[Tensor, "*units width"]) -> Float[Tensor, "*units width"]:
         """The norm after the last layer."""

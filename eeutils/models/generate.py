@@ -244,10 +244,10 @@ class Generator:
             if self.threshold == NEVER:
                 continue
             looks[waiting] += 1
-            ready, said = heard.listen(stage, states, waiting)
+            ready = heard.listen(stage, states, waiting)
             now = waiting[ready[waiting]]
             if len(now):
-                answers[now] = model.say(stage, states[now]).argmax(dim=-1) if said is None else said[now].to(device)
+                answers[now] = heard.words(stage, states, now)
                 stages[now], left[now] = stage, True
                 if left.all():
                     break
@@ -274,29 +274,29 @@ class _Heard:
 
     def __init__(self, generator: Generator, ids: Tensor, position: int, flow: Flow) -> None:
         self.generator, self.ids, self.position = generator, ids, position
-        self.before = flow.states[:, 0]
+        self.before = self.known = flow.states[:, 0]
         self.logits: list[Tensor] = []
         self.extras: list[dict[str, Tensor]] = []
         depth = exact(torch.full((len(ids),), generator.model.reference_layers))
         self.reference = {"layers": depth, "flops": depth}
 
-    def listen(self, stage: int, states: Tensor, waiting: Tensor) -> tuple[Bool[Tensor, " batch"], Tensor | None]:
-        """Who is ready, and the words that are known already."""
+    def listen(self, stage: int, states: Tensor, waiting: Tensor) -> Bool[Tensor, " batch"]:
+        """Who is ready."""
         model, rule, count = self.generator.model, self.generator.rule, len(self.ids)
         extras = {"position": torch.full((count,), float(self.position))}
         extras |= {name: value.float().cpu() for name, value in model.signals(stage, self.before, states).items()}
-        logits, said = torch.zeros(count, 3), None
+        logits = torch.zeros(count, 3)
         if rule.look == "head":
             some, signals = signals_of(model.say(stage, states[waiting]))
             logits[waiting] = some.cpu()
             for name, value in signals.items():
                 extras[name] = torch.zeros(count, dtype=value.dtype).index_put((waiting,), value.cpu())
-            said = extras["word"]
+            self.known = extras["word"]
         elif rule.look == "shortlist":
-            words = self.generator.shortlist
             normed = model.decoder.norm(model.mapped(stage, states[waiting]))
-            margin = short_margin(normed @ model.decoder.head_weight[words].T)
+            margin = short_margin(normed @ model.decoder.head_weight[self.generator.shortlist].T)
             extras["short margin"] = torch.zeros(count).index_put((waiting,), margin.cpu())
+            self.known = torch.zeros_like(states).index_put((waiting.to(states.device),), normed)
         self.before = states
         held = rule.reads or model.stages
         self.logits, self.extras = [*self.logits, logits][-held:], [*self.extras, extras][-held:]
@@ -312,7 +312,16 @@ class _Heard:
             extras={name: torch.stack([each[name] for each in self.extras]) for name in extras},
             first=first,
         )
-        return rule.readiness(evidence)[-1].double() >= self.generator.threshold, said
+        return rule.readiness(evidence)[-1].double() >= self.generator.threshold
+
+    def words(self, stage: int, states: Tensor, rows: Tensor) -> Int[Tensor, " rows"]:
+        """What the exit of this stage says for some rows, after `listen`: what a look has found is not found again."""
+        look, model = self.generator.rule.look, self.generator.model
+        if look == "head":
+            return self.known[rows].to(states.device)
+        if look == "shortlist":
+            return model.decoder.say_normed(self.known[rows]).argmax(dim=-1)
+        return model.say(stage, states[rows]).argmax(dim=-1)
 
 
 def joined(outcomes: Sequence[Outcome]) -> Outcome:

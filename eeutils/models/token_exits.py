@@ -129,6 +129,20 @@ class TokenExitModel(MultiStageModel):
         self.policies: nn.ModuleDict | None = None
         """ConsistentEE's policies, one a layer with an exit, which say whether to leave."""
 
+    def only(self, exits: Sequence[int]) -> TokenExitModel:
+        """The same weights with some of the exits only.
+
+        Raises:
+            InputError: a layer without an exit.
+        """
+        if missing := sorted(set(exits) - set(self.layers[:-1])):
+            raise InputError(f"there is no exit on layer {missing[0]}; exits stand on {list(self.layers[:-1])}")
+        rank = self.maps[str(self.layers[0])].down.out_features if exits else 1
+        other = TokenExitModel(self.decoder, exits, rank)
+        other.maps = nn.ModuleDict({str(layer): self.maps[str(layer)] for layer in other.layers[:-1]})
+        other.judge, other.policies, other.reference_layers = self.judge, self.policies, self.reference_layers
+        return other.train(self.training)
+
     def begin(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, cache: Cache | None = None
     ) -> TokenState:

@@ -63,8 +63,8 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 EVERY, RANK = 3, 64
 """Exits stand on every third layer, and their maps have this rank: a fiftieth of a layer's work."""
-UNITS, EXIT_RATE, EXIT_EPOCHS = 8000, 1e-3, 2
-"""Of the recorded units so many train the exits' maps, at this rate, so many times."""
+TEXTS, UNITS, EXIT_RATE, EXIT_EPOCHS = 1000, 8000, 1e-3, 2
+"""So many texts are recorded at most; of their units so many train the exits' maps, at this rate, so many times."""
 SHORTLIST = 2000
 """Words in the shortlist: a look at them costs a third of a layer."""
 TARGET_TOKENS = 24
@@ -157,6 +157,11 @@ class ExitRun:
     exits: tuple[int, ...]
     rank: int
 
+    @property
+    def task(self) -> PairTask:
+        """The task and its splits."""
+        return pairs_of(self.setting)
+
     @cached_property
     def model(self) -> TokenExitModel:
         """In evaluation mode."""
@@ -224,7 +229,7 @@ def with_exits(
         dev, right = _written_states(whole, setting, "dev", progress)
         return _exit_parts(whole), {"history": history, "gate": learned_exits(whole, linear, dev, right)}
 
-    options = {"exits": every, "rank": rank, "units": UNITS, "rate": EXIT_RATE, "epochs": EXIT_EPOCHS}
+    options = {"exits": every, "rank": rank, "texts": TEXTS, "units": UNITS, "rate": EXIT_RATE, "epochs": EXIT_EPOCHS}
     directory = _load_or_make("decoder-exits", setting, options | {"starts_from": plain.name}, train)
     return ExitRun(directory, setting, every, rank)
 
@@ -251,7 +256,13 @@ def learned_exits(
 def _written_states(
     model: TokenExitModel, setting: Setting, split: str, progress: bool
 ) -> tuple[Float[Tensor, "stages units width"], Int[Tensor, " units"]]:
-    states, words, _, written = record_states(model, prompts_of(setting, split), progress=progress)
+    """The states of the words of a split's first texts that may leave early, in the arithmetic of training: they are
+    kept in half precision anyway."""
+    texts = prompts_of(setting, split)
+    texts = texts.take(range(min(len(texts), TEXTS)))
+    half = loop.precision() == "bf16"
+    with torch.autocast(model.decoder.head_weight.device.type, torch.bfloat16, enabled=half):
+        states, words, _, written = record_states(model, texts, progress=progress)
     return states[:, written], words[written]
 
 
