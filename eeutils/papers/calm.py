@@ -24,16 +24,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 
 from eeutils.data.text_metrics import rouge_l
 from eeutils.errors import InputError, unknown
 from eeutils.exiting import tradeoff
+from eeutils.exiting.comparisons import Curve
+from eeutils.exiting.evidence import Evidence
 from eeutils.exiting.risk_control import certified, over_splits
-from eeutils.exiting.rules import NEVER, Rule
+from eeutils.exiting.rules import NEVER, Rule, fixed
 from eeutils.exiting.token_evidence import TokenEvidence
 from eeutils.exiting.token_rules import decaying, judged, similarity, softmax_margin
 from eeutils.models.generate import Generator, Outcome, write_under
-from eeutils.training.decoders import TARGET_TOKENS, ExitRun, prompts_of, tokenizer_of
+from eeutils.training.decoders import TARGET_TOKENS, ExitRun, tokenizer_of
 
 MEASURES = ("softmax margin", "state similarity", "classifier")
 LOSSES = ("textual", "risk")
@@ -85,7 +88,7 @@ class Texts:
             raise unknown("loss", kind, LOSSES)
         full = self.outcomes[0].texts
         if kind == "textual":
-            return np.stack([1 - _alike(outcome.texts, full) for outcome in self.outcomes])
+            return np.stack([1 - alike(outcome.texts, full) for outcome in self.outcomes])
         best = rouge_l(full, self.references)
         return np.stack([np.maximum(0, best - rouge_l(outcome.texts, self.references)) for outcome in self.outcomes])
 
@@ -93,6 +96,23 @@ class Texts:
     def costs(self) -> np.ndarray:
         """(thresholds, texts): FLOPs of all words but the first."""
         return np.array([[one.flops for one in outcome.written] for outcome in self.outcomes])
+
+    def curve(self, scores: np.ndarray | None = None) -> Curve:
+        """The texts as evidence whose stages are thresholds, cheapest first: texts are what is drawn and compared.
+
+        A text costs what all of its words but the first do; its answer is its score, ROUGE-L to the reference unless
+        given as (thresholds, texts), and `mean_score` is the metric.
+        """
+        if scores is None:
+            scores = np.stack([rouge_l(outcome.texts, self.references) for outcome in self.outcomes])
+        layers = np.array([[sum(one.layers[1:]) for one in outcome.written] for outcome in self.outcomes])
+        order = np.argsort(self.costs.mean(axis=1), kind="stable")
+        cost = {"layers": torch.from_numpy(layers[order]).double(), "flops": torch.from_numpy(self.costs[order])}
+        full = {"layers": torch.from_numpy(layers[0]).double(), "flops": torch.from_numpy(self.costs[0])}
+        texts = torch.arange(scores.shape[1])
+        stages = tuple(range(1, len(order) + 1))
+        evidence = Evidence(torch.from_numpy(scores[order])[..., None], texts, cost, full, stages, 0.0 * texts)
+        return evidence, fixed()
 
     def table(self) -> pd.DataFrame:
         """A row a threshold: mean layers, FLOPs speed-up for each word, ROUGE-L to the references and to the full
@@ -107,7 +127,7 @@ class Texts:
                     "layers": outcome.mean_layers,
                     "flops_speedup": plain / outcome.mean_flops,
                     "ROUGE-L": float(rouge_l(outcome.texts, self.references).mean()),
-                    "to the full text": float(_alike(outcome.texts, full.texts).mean()),
+                    "to the full text": float(alike(outcome.texts, full.texts).mean()),
                     "same text": float(same),
                     "words": float(np.mean([len(one.tokens) for one in outcome.written])),
                     "words a second": outcome.tokens_per_second,
@@ -122,50 +142,45 @@ def write(
     split: str,
     *,
     exits: tuple[int, ...] | None = None,
-    batch_size: int = 16,
+    fills: bool = True,
     progress: bool = True,
 ) -> dict[str, Texts]:
-    """What rules write on a split at their thresholds, each prompt read once for all.
+    """What rules write on a split at their thresholds: each prompt is read once for all, and what was written is kept
+    with the run.
 
     Args:
         rules: name -> rule and its thresholds, the first NEVER.
         exits: only these layers with exits.
+        fills: see `Generator`.
 
     Raises:
         InputError: thresholds that do not begin with NEVER.
     """
     if any(thresholds[0] != NEVER for _, thresholds in rules.values()):
         raise InputError("the first threshold must be NEVER: the full model's text is what losses are measured from")
-    model = run.model if exits is None else run.model.only(exits)
-    tokenizer = tokenizer_of(run.setting)
-    plain = Generator(model, tokenizer)
-    ways = {
-        (name, threshold): Generator(model, tokenizer, rule, threshold, shortlist=run.shortlist)
-        for name, (rule, thresholds) in rules.items()
-        for threshold in thresholds[1:]
-    }
-    prompts = prompts_without_targets(run, split)
-    written = write_under([plain, *ways.values()], prompts, TARGET_TOKENS + 1, batch_size=batch_size, progress=progress)
-    by_way = dict(zip(ways, written[1:], strict=True))
+    ways = [(rule, threshold) for rule, thresholds in rules.values() for threshold in thresholds[1:]]
+
+    def make() -> list[Outcome]:
+        model = run.model if exits is None else run.model.only(exits)
+        tokenizer, words = tokenizer_of(run.setting), run.shortlist
+        writers = [Generator(model, tokenizer, *way, shortlist=words, fills=fills) for way in ways]
+        plain = Generator(model, tokenizer, shortlist=words, fills=fills)
+        prompts = run.prompts(split)
+        return write_under([plain, *writers], prompts, TARGET_TOKENS + 1, batch_size=16, progress=progress)
+
+    what = [[rule.name, threshold] for rule, threshold in ways]
+    full, *written = run.written(split, {"ways": what, "exits": exits, "fills": fills}, make)
     references = tuple(pair.target for pair in getattr(run.task, split))
-    return {
-        name: Texts(
-            rule,
-            tuple(thresholds),
-            (written[0], *(by_way[name, threshold] for threshold in thresholds[1:])),
-            references,
-        )
-        for name, (rule, thresholds) in rules.items()
-    }
+    texts, left = {}, iter(written)
+    for name, (rule, thresholds) in rules.items():
+        own = tuple(next(left) for _ in thresholds[1:])
+        texts[name] = Texts(rule, tuple(thresholds), (full, *own), references)
+    return texts
 
 
-def prompts_without_targets(run: ExitRun, split: str) -> list[list[int]]:
-    """The token ids of a split's prompts."""
-    samples = prompts_of(run.setting, split)
-    return [
-        [token for token, kind in zip(tokens, types, strict=True) if kind == 0]
-        for tokens, types in zip(samples.tokens, samples.types, strict=True)
-    ]
+def mean_score(scores: np.ndarray, _: np.ndarray) -> float:
+    """The metric of `Texts.curve`."""
+    return float(np.mean(scores))
 
 
 def calibrated(dev: Texts, kind: str, delta: float, epsilon: float = 0.05) -> float:
@@ -185,7 +200,7 @@ def _costs(texts: Texts) -> np.ndarray:
     return texts.costs
 
 
-def _alike(written: Sequence[str], full: Sequence[str]) -> np.ndarray:
-    """ROUGE-L to the full model's text; the same text has 1, also where it has no word that ROUGE counts."""
+def alike(written: Sequence[str], full: Sequence[str]) -> np.ndarray:
+    """(N,): ROUGE-L to the full model's text; the same text has 1, also where it has no word that ROUGE counts."""
     same = np.array([own == other for own, other in zip(written, full, strict=True)])
     return np.where(same, 1.0, rouge_l(written, full))

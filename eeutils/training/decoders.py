@@ -10,7 +10,7 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ from eeutils.data.pairs import PairTask, check_pair_task, load_pairs
 from eeutils.data.prompts import encode_pairs
 from eeutils.data.samples import Batch, Samples
 from eeutils.errors import InputError, unknown
+from eeutils.exiting.rules import NEVER, Rule
 from eeutils.exiting.token_evidence import TokenEvidence
 from eeutils.files import atomic_write, sha256
 from eeutils.models.decoder import Decoder, check_decoder, load_decoder, load_decoder_tokenizer, resolve_decoder
+from eeutils.models.generate import Outcome, Written
 from eeutils.models.stages import Answers, MultiStageModel
 from eeutils.models.token_exits import TokenExitModel, next_words
 from eeutils.models.token_record import prices_of, record_states, record_tokens
@@ -55,7 +57,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     # Seconds: shows that everything runs, on a decoder that knows nothing. Its numbers mean nothing.
     "smoke": {"train_size": 64, "test_size": 24, "max_length": 24, "learning_rate": 1e-3},
     # A quarter of an hour on one core that multiplies bfloat16, then minutes.
-    "quick": {"train_size": 1600, "test_size": 300, "max_length": 64},
+    "quick": {"train_size": 1600, "test_size": 120, "max_length": 64},
     "study": {"train_size": 4000, "test_size": 500, "max_length": 96},
     "full": {"train_size": None, "test_size": None, "max_length": 128},
 }
@@ -164,11 +166,11 @@ class ExitRun:
 
     @cached_property
     def model(self) -> TokenExitModel:
-        """In evaluation mode."""
+        """In evaluation mode and in the arithmetic of its training: bfloat16 halves what a word has to read."""
         model = TokenExitModel(plain_model(self.setting).decoder, self.exits, self.rank)
         model.judge = nn.Linear(model.decoder.width, 1)
         _read(_exit_parts(model), self.directory)
-        return model.eval()
+        return model.to(torch.bfloat16 if loop.precision() == "bf16" else torch.float32).eval()
 
     @cached_property
     def learned(self) -> pd.DataFrame:
@@ -190,29 +192,50 @@ class ExitRun:
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         return torch.tensor([word for word, _ in ordered][:SHORTLIST])
 
-    def evidence(self, split: str) -> TokenEvidence:
-        """What the stages say of the words of a split's own targets, all tokens running all layers: exact keys and
-        values. Recorded once."""
-        print_of_split = pairs_of(self.setting).fingerprints[split][:KEY_LETTERS]
-        path = self.directory / f"evidence-{split}-{print_of_split}.safetensors"
+    def evidence(self, split: str, rule: Rule | None = None, threshold: float = NEVER) -> TokenEvidence:
+        """What the stages say of the words of a split's own targets: all tokens running all layers, which leaves keys
+        and values exact, or frozen where a rule lets them leave. Recorded once."""
+        about = [pairs_of(self.setting).fingerprints[split], rule.name if rule else "", threshold if rule else 0]
+        path = self.directory / f"evidence-{split}-{key_of({'about': about})[:KEY_LETTERS]}.safetensors"
         if not path.exists():
-            samples_of_split = prompts_of(self.setting, split)
-            record_tokens(self.model, samples_of_split, shortlist=self.shortlist, progress=True).save(path)
+            texts = prompts_of(self.setting, split)
+            shortlist = self.shortlist
+            record_tokens(self.model, texts, rule, threshold, shortlist=shortlist, progress=True).save(path)
         prices = prices_of(self.model, len(self.shortlist))
-        return replace(TokenEvidence.load(path), prices=prices).priced("head")
+        return replace(TokenEvidence.load(path), prices=prices).priced(rule.look if rule else "head")
+
+    def prompts(self, split: str) -> list[list[int]]:
+        """The token ids of a split's prompts."""
+        samples_of_split = prompts_of(self.setting, split)
+        return [
+            [token for token, kind in zip(tokens, types, strict=True) if kind == 0]
+            for tokens, types in zip(samples_of_split.tokens, samples_of_split.types, strict=True)
+        ]
+
+    def written(self, split: str, how: Mapping[str, Any], make: Callable[[], list[Outcome]]) -> list[Outcome]:
+        """What `make` writes on a split, kept with the run under all that decides it (`how`)."""
+        about = {"split": pairs_of(self.setting).fingerprints[split], "how": how, "longest": TARGET_TOKENS}
+        path = self.directory / f"texts-{split}-{key_of(about)[:KEY_LETTERS]}.json"
+        if not path.exists():
+            with atomic_write(path) as partial:
+                partial.write_text(json.dumps([asdict(outcome) for outcome in make()]), encoding="utf-8")
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return [Outcome(**{**one, "written": [Written(**each) for each in one["written"]]}) for one in kept]
 
 
 def with_exits(
     setting: Setting, exits: tuple[int, ...] | None = None, rank: int = RANK, *, progress: bool = True
 ) -> ExitRun:
-    """The fine-tuned decoder with exits on some layers, every third unless given; trained when not there yet.
+    """The fine-tuned decoder with exits on some layers, every third unless given (every one of a shallow decoder);
+    trained when not there yet.
 
     One pass over the training texts records the states at the exits. Least squares make a first map of each, the loop
     of all methods trains them on the words that follow, and CALM's classifier learns when they say what the top says.
     """
     plain = finetuned(setting, progress=progress)
     model = plain_model(setting)
-    every = exits or tuple(range(EVERY, model.decoder.depth, EVERY))
+    depth = model.decoder.depth
+    every = exits or tuple(range(EVERY, depth, EVERY) if depth >= 4 * EVERY else range(1, depth))
 
     def train(work: Path) -> tuple[nn.Module, dict[str, pd.DataFrame]]:
         whole = TokenExitModel(model.decoder, every, rank).eval()
