@@ -28,6 +28,7 @@ from eeutils.data.pairs import PairTask, check_pair_task, load_pairs
 from eeutils.data.prompts import encode_pairs
 from eeutils.data.samples import Batch, Samples
 from eeutils.errors import InputError, unknown
+from eeutils.exiting.intervals import bootstrap
 from eeutils.exiting.rules import NEVER, Rule
 from eeutils.exiting.token_evidence import TokenEvidence
 from eeutils.files import atomic_write, sha256
@@ -40,6 +41,7 @@ from eeutils.training import loop
 from eeutils.training.checkpoints import remove_checkpoints
 from eeutils.training.fingerprint import environment, key_of, what_it_computes
 from eeutils.training.loop import Phase, answer_loss
+from eeutils.training.probes import TOLERANCE
 from eeutils.training.recorded_exits import (
     RecordedExits,
     as_samples,
@@ -175,7 +177,7 @@ class ExitRun:
     @cached_property
     def learned(self) -> pd.DataFrame:
         """The gate, on dev: see `learned_exits`."""
-        return pd.read_csv(self.directory / "gate.csv")
+        return learned_exits(pd.read_csv(self.directory / "gate-words.csv"))
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -234,12 +236,12 @@ def with_exits(
     """
     plain = finetuned(setting, progress=progress)
     model = plain_model(setting)
-    depth = model.decoder.depth
+    depth, rank = model.decoder.depth, min(rank, model.decoder.width)
     every = exits or tuple(range(EVERY, depth, EVERY) if depth >= 4 * EVERY else range(1, depth))
 
     def train(work: Path) -> tuple[nn.Module, dict[str, pd.DataFrame]]:
         whole = TokenExitModel(model.decoder, every, rank).eval()
-        states, words = _written_states(whole, setting, "train", progress)
+        states, words, _ = _written_states(whole, setting, "train", progress)
         linear = linear_maps(states)
         start_from(whole, linear)
         rows = torch.linspace(0, len(words) - 1, min(len(words), UNITS)).long()
@@ -249,44 +251,74 @@ def with_exits(
         phases = [Phase("exits", every_exit_loss)]
         history = loop.fit(RecordedExits(whole, states[:-1, rows]), phases, units, own, work, progress=progress)
         whole.judge = fit_judge(states[:, rows], words_of(whole, states[:, rows]))
-        dev, right = _written_states(whole, setting, "dev", progress)
-        return _exit_parts(whole), {"history": history, "gate": learned_exits(whole, linear, dev, right)}
+        return _exit_parts(whole), {"history": history, "gate-words": gate_words(whole, linear, setting, progress)}
 
     options = {"exits": every, "rank": rank, "texts": TEXTS, "units": UNITS, "rate": EXIT_RATE, "epochs": EXIT_EPOCHS}
     directory = _load_or_make("decoder-exits", setting, options | {"starts_from": plain.name}, train)
     return ExitRun(directory, setting, every, rank)
 
 
-def learned_exits(
-    model: TokenExitModel,
-    linear: Float[Tensor, "exits width width"],
-    states: Float[Tensor, "stages units width"],
-    right: Int[Tensor, " units"],
+def gate_words(
+    model: TokenExitModel, linear: Float[Tensor, "exits width width"], setting: Setting, progress: bool
 ) -> pd.DataFrame:
-    """Whether every exit says the right word as often as a whole linear map to the last state would, or at most a
-    point less often. Columns layer, exit, linear (how often each is right), agrees (how often the exit says the top's
-    word), learned; the last row is the top."""
+    """What the gate is decided by: of every word of dev its text, the right word, and what each exit and each whole
+    linear map says (columns text, right, exit_L, linear_L)."""
+    states, right, texts = _written_states(model, setting, "dev", progress)
     said, probes = words_of(model, states), words_of_linear(model, linear, states)
-    rows = []
-    for stage, layer in enumerate(model.layers):
-        own = float((said[stage] == right).double().mean())
-        probe = float((probes[stage] == right).double().mean()) if stage < len(probes) else own
-        agrees = float((said[stage] == said[-1]).double().mean())
-        rows.append({"layer": layer, "exit": own, "linear": probe, "agrees": agrees, "learned": own >= probe - 0.01})
+    columns = {"text": texts, "right": right}
+    columns |= {f"exit_{layer}": words for layer, words in zip(model.layers, said, strict=True)}
+    columns |= {f"linear_{layer}": words for layer, words in zip(model.layers, probes, strict=False)}
+    return pd.DataFrame({name: words.numpy() for name, words in columns.items()})
+
+
+def learned_exits(words: pd.DataFrame) -> pd.DataFrame:
+    """The gate: whether every exit says the right word as often as a whole linear map to the last state would.
+
+    Args:
+        words: as `gate_words` gives them.
+
+    Returns:
+        One row an exit below the top: layer; exit and linear, how often each is right; gap, with low and high of its
+        paired interval over texts (Bonferroni's level); agrees, how often the exit says the top's word; and learned, as
+        in `probes.learned_exits`.
+    """
+    layers = [int(name.removeprefix("linear_")) for name in words if name.startswith("linear_")]
+    top = words[[name for name in words if name.startswith("exit_")][-1]]
+    level, rows = 1 - 0.05 / len(layers), []
+    for layer in layers:
+        own, probe = ((words[f"{kind}_{layer}"] == words.right).to_numpy(float) for kind in ("exit", "linear"))
+        gap = bootstrap(
+            lambda _, drawn, apart=own - probe: float(apart[drawn].mean()),
+            len(words),
+            level=level,
+            groups=words.text.to_numpy(),
+        )
+        rows.append(
+            {
+                "layer": layer,
+                "exit": own.mean(),
+                "linear": probe.mean(),
+                "gap": gap.estimate,
+                "low": gap.low,
+                "high": gap.high,
+                "agrees": (words[f"exit_{layer}"] == top).mean(),
+                "learned": gap.estimate >= -max(TOLERANCE, (gap.high - gap.low) / 2),
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def _written_states(
     model: TokenExitModel, setting: Setting, split: str, progress: bool
-) -> tuple[Float[Tensor, "stages units width"], Int[Tensor, " units"]]:
-    """The states of the words of a split's first texts that may leave early, in the arithmetic of training: they are
-    kept in half precision anyway."""
-    texts = prompts_of(setting, split)
-    texts = texts.take(range(min(len(texts), TEXTS)))
+) -> tuple[Float[Tensor, "stages units width"], Int[Tensor, " units"], Int[Tensor, " units"]]:
+    """Of the words of a split's first texts that may leave early: states, next words, and texts. In the arithmetic of
+    training: states are kept in half precision anyway."""
+    samples_of_split = prompts_of(setting, split)
+    samples_of_split = samples_of_split.take(range(min(len(samples_of_split), TEXTS)))
     half = loop.precision() == "bf16"
     with torch.autocast(model.decoder.head_weight.device.type, torch.bfloat16, enabled=half):
-        states, words, _, written = record_states(model, texts, progress=progress)
-    return states[:, written], words[written]
+        states, words, texts, written = record_states(model, samples_of_split, progress=progress)
+    return states[:, written], words[written], texts[written]
 
 
 def _exit_parts(model: TokenExitModel) -> nn.ModuleDict:
