@@ -100,15 +100,18 @@ class Texts:
     def curve(self, scores: np.ndarray | None = None) -> Curve:
         """The texts as evidence whose stages are thresholds, cheapest first: texts are what is drawn and compared.
 
-        A text costs what all of its words but the first do; its answer is its score, ROUGE-L to the reference unless
-        given as (thresholds, texts), and `mean_score` is the metric.
+        A text costs what a word of it does on average, the first one left out, in layers and in FLOPs: longer texts are
+        no dearer, and how long they are is told apart (`table`). Its answer is its score, ROUGE-L to the reference
+        unless given as (thresholds, texts), and `mean_score` is the metric.
         """
         if scores is None:
             scores = np.stack([rouge_l(outcome.texts, self.references) for outcome in self.outcomes])
         layers = np.array([[sum(one.layers[1:]) for one in outcome.written] for outcome in self.outcomes])
-        order = np.argsort(self.costs.mean(axis=1), kind="stable")
-        cost = {"layers": torch.from_numpy(layers[order]).double(), "flops": torch.from_numpy(self.costs[order])}
-        full = {"layers": torch.from_numpy(layers[0]).double(), "flops": torch.from_numpy(self.costs[0])}
+        words = np.array([[len(one.tokens) - 1 for one in outcome.written] for outcome in self.outcomes])
+        layers, flops = (_each_word(spent, words) for spent in (layers, self.costs))
+        order = np.argsort(flops.mean(axis=1), kind="stable")
+        cost = {"layers": torch.from_numpy(layers[order]), "flops": torch.from_numpy(flops[order])}
+        full = {"layers": torch.from_numpy(layers[0]), "flops": torch.from_numpy(flops[0])}
         texts = torch.arange(scores.shape[1])
         stages = tuple(range(1, len(order) + 1))
         evidence = Evidence(torch.from_numpy(scores[order])[..., None], texts, cost, full, stages, 0.0 * texts)
@@ -176,6 +179,12 @@ def write(
         own = tuple(next(left) for _ in thresholds[1:])
         texts[name] = Texts(rule, tuple(thresholds), (full, *own), references)
     return texts
+
+
+def _each_word(spent: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """(thresholds, texts): what each word of a text spent; a text of one word costs what the average word does."""
+    average = spent.sum(axis=1, keepdims=True) / np.maximum(words.sum(axis=1, keepdims=True), 1)
+    return np.where(words > 0, spent / np.maximum(words, 1), average)
 
 
 def mean_score(scores: np.ndarray, _: np.ndarray) -> float:
