@@ -31,7 +31,7 @@ Map = Callable[[Tensor], Tensor]
 TINY = "tiny-random"
 OFFLINE_DECODERS = {
     "smollm2-135m": "SmolLM2-135M-Instruct, its weights quantised to four bits",
-    TINY: "a random decoder of six layers, which knows nothing and shows that everything runs",
+    TINY: "a random decoder of four layers, which knows nothing and shows that everything runs",
 }
 """Decoders that come from the package index, and what must be said wherever one is named."""
 

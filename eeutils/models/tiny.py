@@ -8,11 +8,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from eeutils.data.sources import fetch
 from eeutils.files import atomic_write, cache_dir
 
-_VERSION = 1
+_VERSION = 2
 
 
 def tiny_decoder() -> Path:
-    """The folder of a random decoder of six layers, 64 wide, with the words of minilm-l6; made when it is not there.
+    """The folder of a random decoder of four layers, 64 wide, with the words of minilm-l6; made when it is not there.
     The same weights everywhere."""
     folder = cache_dir() / f"tiny-decoder-{_VERSION}"
     if folder.exists():
@@ -22,7 +22,7 @@ def tiny_decoder() -> Path:
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=6,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,

@@ -39,7 +39,8 @@ class LowRankMap(nn.Module):
 
 @dataclass(frozen=True)
 class TokenCosts:
-    """What one token spends, in FLOPs; matrix products only, as in `cost`.
+    """What one token spends, in FLOPs; matrix products only, as in `cost`. A look of CALM's classifier, one product
+    with a vector, is left out: it is a six-thousandth of a layer.
 
     Attributes:
         layer: one layer, but for what depends on how many tokens are seen.
@@ -126,8 +127,6 @@ class TokenExitModel(MultiStageModel):
         self.costs = TokenCosts.of(decoder, rank)
         self.judge: nn.Linear | None = None
         """CALM's classifier, one for all layers: will this layer say what the top says? Set by whoever trains it."""
-        self.policies: nn.ModuleDict | None = None
-        """ConsistentEE's policies, one a layer with an exit, which say whether to leave."""
 
     def only(self, exits: Sequence[int]) -> TokenExitModel:
         """The same weights with some of the exits only.
@@ -140,7 +139,7 @@ class TokenExitModel(MultiStageModel):
         rank = self.maps[str(self.layers[0])].down.out_features if exits else 1
         other = TokenExitModel(self.decoder, exits, rank)
         other.maps = nn.ModuleDict({str(layer): self.maps[str(layer)] for layer in other.layers[:-1]})
-        other.judge, other.policies, other.reference_layers = self.judge, self.policies, self.reference_layers
+        other.judge, other.reference_layers = self.judge, self.reference_layers
         return other.train(self.training)
 
     def begin(
@@ -183,10 +182,6 @@ class TokenExitModel(MultiStageModel):
         known = {"similarity": nn.functional.cosine_similarity(states, before, dim=-1)}
         if self.judge is not None:
             known["sure"] = self.judge(states)[:, 0].sigmoid()
-        if self.policies is not None:
-            top = stage == self.stages - 1
-            policy = None if top else self.policies[str(self.layers[stage])]
-            known["policy"] = torch.ones(len(states)) if top else policy(states)[:, 0].sigmoid()
         return known
 
     def leave(self, state: TokenState, done: Bool[Tensor, " units"]) -> TokenState:
