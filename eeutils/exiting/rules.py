@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -47,6 +48,8 @@ class Rule:
         reads: how many stages back it looks, its own included: 1 for entropy, 2 for the divergence from the stage
             before, None for all of them. A runtime keeps and rates no more than that.
         needs_labels: whether it knows what is right, which no runtime does.
+        look: of tokens, what it looks at before it decides, which is what deciding costs: "head" for all words,
+            "shortlist" for some, "state" where no word has to be known.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Rule:
     discrete: bool = False
     reads: int | None = None
     needs_labels: bool = False
+    look: Literal["head", "shortlist", "state"] = "head"
 
     def check(self, classes: int, threshold: float = NEVER) -> None:
         """Refuse a task or a threshold that this rule has no meaning for, before anything runs.
@@ -287,7 +291,7 @@ def policy() -> Rule:
     def readiness(evidence: Evidence) -> Tensor:
         return _extra(evidence, "policy", "policy", "ConsistentEE")
 
-    return Rule("policy", readiness, regression=True, reads=1)
+    return Rule("policy", readiness, regression=True, reads=1, look="state")
 
 
 def learned() -> Rule:
@@ -328,7 +332,7 @@ def fixed() -> Rule:
     def readiness(evidence: Evidence) -> Tensor:
         return _stage_numbers(evidence).double()[:, None].expand(evidence.stages, evidence.samples)
 
-    return Rule("fixed exits", readiness, 1, math.inf, regression=True, discrete=True, reads=1)
+    return Rule("fixed exits", readiness, 1, math.inf, regression=True, discrete=True, reads=1, look="state")
 
 
 def random(seed: int = 0) -> Rule:
@@ -342,7 +346,7 @@ def random(seed: int = 0) -> Rule:
             mixed = (mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))) * factor
         return (mixed & ((1 << 53) - 1)).double() / (1 << 53)
 
-    return Rule("random", readiness, regression=True, reads=1)
+    return Rule("random", readiness, regression=True, reads=1, look="state")
 
 
 def oracle() -> Rule:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eeutils.errors import InputError, unknown
 from eeutils.exiting.evidence import Evidence, predict
-from eeutils.exiting.rules import NEVER, Rule
+from eeutils.exiting.rules import NEVER, Rule, own_logits
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 """(predictions, labels) -> score, such as `functools.partial(metrics.headline, spec)`."""
@@ -94,7 +94,7 @@ def sweep(
     for threshold in thresholds:
         rule.check(evidence.classes, threshold)
     left = _leave(readiness, torch.tensor(list(thresholds), dtype=torch.float64))
-    answers = predict(rule.answers(evidence))
+    answers = _answers(rule, evidence)
     frame = pd.DataFrame([_point(evidence, stages, _at(answers, stages), metric) for stages in left])
     frame.insert(0, "threshold", list(thresholds))
     return frame.sort_values(["flops", "threshold"], ascending=[True, False], kind="stable", ignore_index=True)
@@ -180,7 +180,7 @@ def at_speedup(evidence: Evidence, rule: Rule, speedup: float, axis: str = "flop
     below = max(above - 1, 0)
     gap = costs[above] - costs[below]
     share = float(np.clip((costs[above] - wanted) / gap, 0, 1)) if gap > 0 else 1.0
-    answers = predict(rule.answers(evidence))
+    answers = _answers(rule, evidence)
     return Reading(share, (_at(answers, left[below]), _at(answers, left[above])))
 
 
@@ -335,6 +335,11 @@ def _operating_points(
 
 def _within(cost: float, costs: np.ndarray) -> bool:
     return bool(costs[0] - 1e-9 <= cost <= costs[-1] + 1e-9)
+
+
+def _answers(rule: Rule, evidence: Evidence) -> Tensor:
+    """(S, N): what a rule answers. Evidence of tokens knows its words, but not the logits of all of them."""
+    return evidence.predictions if rule.answers is own_logits else predict(rule.answers(evidence))
 
 
 def _at(tensor: Tensor, stages: Int[Tensor, " samples"]) -> Tensor:

@@ -54,6 +54,7 @@ def words(
     *,
     depth: int,
     notes: Sequence[str] = (),
+    named: Sequence[int] = (),
     title: str = "",
 ) -> Figure:
     """Sentences with each word coloured by the layer after which it stops.
@@ -63,6 +64,7 @@ def words(
         layers: the layer of each word, from 1 to `depth`.
         depth: L, the number of layers.
         notes: written in small above each sentence.
+        named: the layers that the legend names; all unless given.
         title: above the figure.
     """
     figure, axes = plt.subplots(layout="constrained")
@@ -81,8 +83,9 @@ def words(
             column += len(word) + 2
         line += 1.5
     figure.set_size_inches(WIDTH + 2, 0.3 * line + 0.9)
-    handles = [Rectangle((0, 0), 1, 1, color=colour, label=f"layer {i}") for i, colour in enumerate(colours, 1)]
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": min(depth, 6)}
+    shown = named or range(1, depth + 1)
+    handles = [Rectangle((0, 0), 1, 1, color=colours[layer - 1], label=f"layer {layer}") for layer in shown]
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": min(len(shown), 6)}
     axes.legend(handles=handles, fontsize="small", frameon=False, **place)
     axes.set(xlim=(-1, letters + 2), ylim=(line - 0.5, -1), title=title)
     axes.axis("off")

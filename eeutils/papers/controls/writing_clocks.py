@@ -1,0 +1,85 @@
+"""Seconds of writing, ways in turns: what is counted in layers and FLOPs against what a clock says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from eeutils.exiting.intervals import Interval, bootstrap
+from eeutils.models.generate import Generator
+from eeutils.models.timing import race
+from eeutils.models.token_exits import TokenExitModel
+from eeutils.papers.self_speculation import bound, speculate
+from eeutils.training.decoders import TARGET_TOKENS
+
+Way = Callable[[list[int]], object]
+"""Writes on from one prompt."""
+
+MOST = TARGET_TOKENS + 1
+
+
+def transformers_way(model: TokenExitModel, tokenizer: PreTrainedTokenizerBase) -> Way:
+    """The family's own model and transformers' own loop."""
+
+    def write(prompt: list[int]) -> object:
+        ids = torch.tensor([prompt], device=model.decoder.head_weight.device)
+        ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        mask = torch.ones_like(ids)
+        return model.decoder.model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=MOST, **ends)
+
+    return write
+
+
+def way_of(generator: Generator) -> Way:
+    """One of our generators."""
+    return lambda prompt: generator.generate_tokens([prompt], MOST, batch_size=1)
+
+
+def speculating(model: TokenExitModel, tokenizer: PreTrainedTokenizerBase, layer: int, draft: int) -> Way:
+    """Self-speculation with that layer and draft."""
+    return lambda prompt: speculate(model, tokenizer, [prompt], MOST, layer, draft)
+
+
+def measured(ways: Mapping[str, Way], prompts: Sequence[list[int]], rounds: int, progress: str) -> pd.DataFrame:
+    """Seconds a text of every way (rows: prompts; columns: ways), prompts included, the median of the rounds."""
+    tracks = {name: [partial(way, prompt) for prompt in prompts] for name, way in ways.items()}
+    seconds = race(tracks, rounds, torch.device("cpu"), progress=progress)
+    return pd.DataFrame({name: np.median(each, axis=0) for name, each in seconds.items()})
+
+
+def speedup(seconds: pd.DataFrame, plain: str, fast: str) -> Interval:
+    """How many times faster all texts together are, over texts."""
+    slow, quick = seconds[plain].to_numpy(), seconds[fast].to_numpy()
+    return bootstrap(lambda _, rows: float(slow[rows].sum() / quick[rows].sum()), len(seconds))
+
+
+def drafts(
+    model: TokenExitModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    layers: Sequence[int],
+    lengths: Sequence[int],
+) -> pd.DataFrame:
+    """Self-speculation over layers and draft lengths: the share of drafted words that are kept, words kept a round,
+    how many of them any gain needs, and words a second."""
+    rows = []
+    head = model.costs.head / model.costs.layer
+    for layer in layers:
+        for draft in lengths:
+            found = speculate(model, tokenizer, prompts, MOST, layer, draft, progress=True)
+            rows.append(
+                {
+                    "layer": layer,
+                    "draft": draft,
+                    "acceptance": found.acceptance,
+                    "kept a round": found.accepted / max(found.rounds, 1),
+                    "needed": bound(model.decoder.depth, head, layer, draft),
+                    "words a second": found.tokens_per_second,
+                }
+            )
+    return pd.DataFrame(rows)
