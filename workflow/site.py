@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,10 @@ from eeutils.exiting.claims import VERDICTS
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "build" / "site"
+DOCTREES = ROOT / "build" / "doctrees"
+API = ROOT / "docs" / "api"
+"""What Sphinx writes of the package, to read it again."""
+
 
 LOADS = {"src", "srcset", "data", "poster", "background", "action", "formaction"}
 """Attributes whose address a browser may fetch by itself; `href` does where the element is a `link`."""
@@ -25,8 +30,11 @@ LOADS = {"src", "srcset", "data", "poster", "background", "action", "formaction"
 
 def main() -> None:
     """Build into build/site/; warnings are errors, and so is an address that a page would load from elsewhere."""
-    # Read anew each time (-E): a notebook that was added stands in the contents of pages that did not change.
-    options = ["-E", "-W", "--keep-going", "--quiet", "-b", "html", "-c", "docs", "-d", "build/doctrees"]
+    # Anew each time: a page that was added stands in the contents of pages that did not change, and one that is gone
+    # would stay.
+    for made in (SITE, DOCTREES, API):
+        shutil.rmtree(made, ignore_errors=True)
+    options = ["-W", "--keep-going", "--quiet", "-b", "html", "-c", "docs", "-d", str(DOCTREES)]
     built = subprocess.run([sys.executable, "-m", "sphinx", *options, ".", str(SITE)], cwd=ROOT, check=False)
     if built.returncode:
         sys.exit(built.returncode)

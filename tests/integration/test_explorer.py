@@ -10,10 +10,13 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import Select
 
+from eeutils.data.tasks import task_of
+from eeutils.errors import InputError
 from eeutils.exiting import rules, tradeoff
 from eeutils.exiting.rules import NEVER, Rule
 from eeutils.papers import pabee
 from eeutils.reporting.explorer import document, explore, ground, model
+from eeutils.study import explored
 from eeutils.training.runs import load_or_train
 from eeutils.training.settings import Setting
 from tests.browser import chromium, narrow
@@ -169,3 +172,25 @@ def test_a_run_is_explored_in_a_cell(browser: WebDriver, setting: Setting, tiny_
     shown = read(browser)
     assert (shown["score"], shown["layers"]) == (last.score, last.layers)
     assert f"{run.test.samples} sentences" in browser.find_element(By.ID, "count").text
+
+
+def test_the_study_writes_what_has_been_run_as_a_ground(
+    setting: Setting, tiny_tasks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explored, "grounds_dir", lambda: tmp_path)
+    with pytest.raises(InputError, match="none of DeeBERT, PABEE, BADGE"):
+        explored.explored("smoke", setting)
+    run = load_or_train(pabee.METHOD, setting, progress=False)
+    path = explored.explored("smoke", setting, shown=7)
+    assert [file.name for file in tmp_path.glob("*.json")] == [path.name]
+    made = json.loads(path.read_text(encoding="utf-8"))
+    assert len({unit["text"] for unit in made["units"]}) == 7
+    assert made["about"].startswith(f"7 of {run.test.samples} test sentences, drawn by chance")
+    [shown] = made["models"]
+    assert shown["name"] == "PABEE"
+    assert [rule["name"] for rule in shown["rules"]] == ["patience", "entropy", "divergence (jsd)"]
+    rows = task_of(setting.task, setting.train_size, setting.test_size).test.to_pandas().set_index("text_a")
+    for unit, said in zip(made["units"], zip(*shown["answers"], strict=True), strict=True):
+        place = run.test.ids.tolist().index(rows.loc[unit["text"]].id)
+        assert unit["label"] == rows.loc[unit["text"]].label
+        assert list(said) == run.test.predictions[:, place].tolist()

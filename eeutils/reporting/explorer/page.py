@@ -72,6 +72,8 @@ def committed() -> list[dict[str, Any]]:
 def explore(*runs: Run, rules: Sequence[Rule] = (), shown: int = SHOWN, height: int = 900) -> IFrame:
     """The explorer on runs of yours, in a notebook cell: choose rule and threshold, see sentences leave.
 
+    Its sentences are kept in the notebook, a few hundred kB: clear the cell before you commit it.
+
     Args:
         runs: of one task and one size of test, each a method; without any, the grounds that are committed.
         rules: beside each method's own and the usual ones.
