@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from eeutils.data.specs import spec_of
 from eeutils.data.tasks import load_task
 from eeutils.files import repository_root
 from tests.helpers import untyped
+from workflow import rivals
 
 ROOT = repository_root()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -113,6 +115,10 @@ def test_the_own_task_example_loads(tmp_path: Path) -> None:
 def test_links_and_figures_exist(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", read(page))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_page_on_rivals_is_what_its_table_says() -> None:
+    assert read(rivals.PAGE) == rivals.page(pd.read_csv(rivals.OUTPUT))
 
 
 def rooms_of_the_map() -> dict[str, set[str]]:

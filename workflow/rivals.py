@@ -40,6 +40,7 @@ from eeutils.training.runs import load_or_train, metric_of
 from eeutils.training.settings import Setting
 
 OUTPUT = repository_root() / "data" / "results" / "rivals.csv"
+PAGE = repository_root() / "docs" / "rivals.md"
 COLUMNS = (
     *("texts", "word_pieces", "batch_size", "what", "score", "milliseconds", "low", "high"),
     *("over_plain_torch", "over_plain_onnx", "threads", "commit"),
@@ -110,6 +111,48 @@ def measure(profile: str, task: str, backbone: str, size: Size) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(threads=machine["threads"], commit=machine["commit"])[list(COLUMNS)]
 
 
+def page(table: pd.DataFrame) -> str:
+    """What was measured, in Markdown: a table of each kind of texts, and what follows from it."""
+    one = table.iloc[0]
+    lines = [
+        "# Faster than what one would use instead?",
+        "",
+        "The same texts, batch by batch in turns, in one run on a CPU: the plain model and one of half its layers, in",
+        "PyTorch and in onnxruntime, float32 and with weights of eight bits; PABEE's exits under entropy, and HashEE's",
+        f"schedule, at about twice the speed in FLOPs. Milliseconds a text, the median of the rounds; {one.threads}",
+        "threads. Longer texts are test sentences of one label, one after the other. Written by `make bench` from",
+        "`data/results/rivals.csv`; ratios are safer to carry elsewhere than milliseconds.",
+        "",
+    ]
+    for kind, of_kind in table.groupby("texts", sort=False):
+        sizes = of_kind.batch_size.unique()
+        lines += [f"## {kind[0].upper()}{kind[1:]}, {of_kind.word_pieces.mean():.0f} word pieces each", ""]
+        lines += [f"| | score | {' | '.join(f'batch {size}' for size in sizes)} |", "|---|---|" + "---|" * len(sizes)]
+        for what, rows in of_kind.groupby("what", sort=False):
+            cells = [f"{row.milliseconds:.1f} ms, {row.over_plain_onnx:.2f}x" for row in rows.itertuples()]
+            lines.append(f"| {what} | {rows.score.iloc[-1]:.3f} | {' | '.join(cells)} |")
+        lines += ["", *(f"- {sentence}" for sentence in _sentences(of_kind)), ""]
+    lines.append(
+        "x: times as fast as the plain model in onnxruntime, float32. The score is that of the largest batch's texts."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _sentences(rows: pd.DataFrame) -> list[str]:
+    """For each batch size: do exits in PyTorch beat the plain model in onnxruntime, and what is the fastest of all?"""
+    sentences = []
+    for size, here in rows.groupby("batch_size"):
+        speed = here.set_index("what").over_plain_onnx
+        word = "beat" if speed["exits, PyTorch"] > 1 else "lose to"
+        full = speed[speed.index.str.startswith("plain")]
+        sentences.append(
+            f"Batch {size}: exits in PyTorch {word} the plain model in onnxruntime ({speed['exits, PyTorch']:.2f}x), "
+            f"exits in onnxruntime are at {speed['exits, onnxruntime']:.2f}x, with eight bits at "
+            f"{speed['exits, onnxruntime int8']:.2f}x; the fastest plain model is {full.idxmax()} ({full.max():.2f}x)."
+        )
+    return sentences
+
+
 def _texts(setting: Setting, split: str, length: int | None) -> Samples:
     """A split as it is, or its sentences of one label glued together until they have that many word pieces."""
     rows = getattr(task_of(setting.task, setting.train_size, setting.test_size), split).to_dict()
@@ -172,6 +215,12 @@ def _raced(
     ]
 
 
+def write_page() -> None:
+    """`page` of the committed table, where docs have it."""
+    with atomic_write(PAGE) as partial_file:
+        partial_file.write_text(page(pd.read_csv(OUTPUT)), encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line: print the table and write it, whole or not at all."""
     parser = argparse.ArgumentParser(prog="python -m workflow.rivals", description="Early exits beside their rivals.")
@@ -186,6 +235,8 @@ def main(arguments: list[str] | None = None) -> None:
     if output is not None:
         with atomic_write(output) as partial_file:
             table.to_csv(partial_file, index=False, float_format="%.4g")
+    if output == OUTPUT:
+        write_page()
     with pd.option_context("display.width", None, "display.max_rows", None):
         sys.stdout.write(table.drop(columns=["threads", "commit"]).round(3).to_string(index=False) + "\n")
 
