@@ -80,6 +80,8 @@ class Deployed:
         """The graph of a stage (from 0), read when it is first asked for."""
         if stage not in self._sessions:
             options = onnxruntime.SessionOptions()
+            # Each stage has threads of its own, and those that wait must not keep the cores from the next stage.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             if self.threads:
                 options.intra_op_num_threads = self.threads
             file = self.folder / self.config["stages"][stage]["file"]

@@ -260,7 +260,10 @@ def fit_anew(
         loop.processes().wait_for_everyone()
     # What was trained is read back, also by a later call that finds it: then the recording alone had failed.
     _read_weights(model, ended / "model.safetensors")
-    return model.to(loop.best_device()).eval(), pd.read_csv(ended / "history.csv")
+    history = pd.read_csv(ended / "history.csv")
+    # The caller of the main process takes the folder away, while another process may still be reading.
+    loop.processes().wait_for_everyone()
+    return model.to(loop.best_device()).eval(), history
 
 
 def _train(run: Run, config: dict[str, Any], parent: Run | None, progress: bool) -> None:

@@ -133,7 +133,7 @@ def run(folder: Path, launcher: str, samples: int, checkpoints: float = 60.0, co
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-12000:]
 
 
 def weights(folder: Path, rank: int = 0, name: str = "model") -> dict[str, torch.Tensor]:
