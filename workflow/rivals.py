@@ -146,10 +146,11 @@ def _sentences(rows: pd.DataFrame) -> list[str]:
     for size, here in rows.groupby("batch_size"):
         speed = here.set_index("what").over_plain_onnx
         full = speed[speed.index.str.startswith("plain")]
+        exits = [speed[f"exits, {way}"] for way in ("PyTorch", "onnxruntime", "onnxruntime int8")]
         sentences.append(
-            f"Batch {size}: against the plain model in onnxruntime exits in PyTorch are at {speed['exits, PyTorch']:.2f}x, "
-            f"in onnxruntime at {speed['exits, onnxruntime']:.2f}x, with eight bits at "
-            f"{speed['exits, onnxruntime int8']:.2f}x; the fastest model of all layers: {full.idxmax()} ({full.max():.2f}x)."
+            f"Batch {size}: against the plain model in onnxruntime exits in PyTorch are at {exits[0]:.2f}x, in "
+            f"onnxruntime at {exits[1]:.2f}x, with eight bits at {exits[2]:.2f}x; the fastest model of all layers: "
+            f"{full.idxmax()} ({full.max():.2f}x)."
         )
     return sentences
 
