@@ -134,8 +134,8 @@ def page(table: pd.DataFrame) -> str:
             lines.append(f"| {what} | {rows.score.iloc[-1]:.3f} | {' | '.join(cells)} |")
         lines += ["", *(f"- {sentence}" for sentence in _sentences(of_kind)), ""]
     lines.append(
-        "x: times as fast as the plain model in onnxruntime, float32. The score is that of the largest batch's texts, few\n"
-        "hundreds at most: notebook 08 compares scores. A model of fewer layers in eight bits was not measured."
+        "x: times as fast as the plain model in onnxruntime, float32. Scores are of the largest batch's texts, a few\n"
+        "hundred at most: notebook 08 compares scores. A model of fewer layers in eight bits was not measured."
     )
     return "\n".join(lines) + "\n"
 
