@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from datasets import Dataset
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -29,19 +30,17 @@ from eeutils.data.specs import spec_of
 from eeutils.data.tasks import task_of
 from eeutils.deploy.card import card
 from eeutils.deploy.served import CONFIG, TOKENIZER, VERSION, Deployed, load
+from eeutils.deploy.weights import thresholds
 from eeutils.errors import InputError
 from eeutils.exiting.evidence import Evidence
-from eeutils.exiting.rules import NEVER, Rule, fixed
-from eeutils.exiting.tradeoff import decide, threshold_for_speedup
+from eeutils.exiting.rules import NEVER, Rule
+from eeutils.exiting.tradeoff import at_threshold, fixed_exits, threshold_for_speedup
 from eeutils.files import atomic_write, sha256
 from eeutils.models.backbone import Hidden, load_tokenizer
 from eeutils.models.cost import Spent
 from eeutils.models.exits import ExitState, MultiExitModel
 from eeutils.models.runtime import Runtime
 from eeutils.training.runs import Run
-
-SPEEDUPS = (1.5, 2.0, 3.0)
-"""In FLOPs: a threshold for each is chosen on dev and written, too."""
 
 CHECKED = 64
 """Samples of dev on which an export is held against PyTorch's runtime."""
@@ -54,19 +53,15 @@ class Stage(nn.Module):
     """One stage of a model with exits, and a rule, as a function of tensors.
 
     Inputs: token ids or states, attention mask, token types or what exits carried, then what was heard of earlier
-    stages, by the names in `inputs`. Outputs by the names in `outputs`.
+    stages, by the names in `inputs`. Outputs in the order of `said`.
     """
 
     def __init__(self, model: MultiExitModel, stage: int, rule: Rule, example: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.model, self.stage, self.rule, self.inputs = model, stage, rule, tuple(example)
-        self.outputs: tuple[str, ...] = ()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(self.inputs, tensors, strict=True))
-        said = self.said(given)
-        self.outputs = tuple(said)
-        return tuple(said.values())
+        return tuple(self.said(dict(zip(self.inputs, tensors, strict=True))).values())
 
     def said(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Everything that a graph gives, by name."""
@@ -148,27 +143,24 @@ def export(
             f"{run.method.title} is not one encoder with exits, and only those can be exported stage by stage; choose "
             "a run of another method"
         )
-    rule = rule or next(iter(run.method.rules.values()), fixed())
+    rule = rule or run.method.own_rule
     rule.check(model.classes, NEVER if threshold is None else threshold)
     _knows_enough(rule, run.dev)
     dev, model = run.samples("dev"), model.cpu()
     with atomic_write(folder) as partial:
         partial.mkdir()
-        _write_graphs(model, rule, dev, partial, int8, progress)
+        deployed = Deployed(partial, config := _config(run, model, rule, dev, int8))
+        _write_graphs(deployed, model, rule, dev, progress)
         load_tokenizer(run.setting.backbone).backend_tokenizer.save(str(partial / TOKENIZER))
-        config = _config(run, model, rule, dev, int8)
-        heard = evidence_of(Deployed(partial, config), run.dev, dev)
+        heard, early = evidence_of(deployed, run.dev, dev), model.stages > 1
         if threshold is None:
-            threshold = threshold_for_speedup(heard, rule, speedup) if model.stages > 1 else NEVER
+            threshold = threshold_for_speedup(heard, rule, speedup) if early else NEVER
+        chosen = thresholds(heard, rule) if early else {}
         config["threshold"] = _written(threshold)
-        config["thresholds"] = {
-            f"{asked:g}": _written(threshold_for_speedup(heard, rule, asked)) for asked in SPEEDUPS if model.stages > 1
-        }
-        deployed = Deployed(partial, config)
+        config["thresholds"] = {f"{asked:g}": _written(each) for asked, each in chosen.items()}
         if not int8:
-            _check(deployed, model, rule, dev)
-        test = evidence_of(deployed, run.test, run.samples("test"))
-        config["test"] = _measured(test, rule, threshold, run)
+            _check(deployed, run, model, rule, dev)
+        config["test"] = _measured(evidence_of(deployed, run.test, run.samples("test")), rule, threshold, run)
         (partial / "README.md").write_text(card(config), encoding="utf-8")
         files = [path.name for path in sorted(partial.iterdir())]
         config["sha256"] = {name: sha256(partial / name) for name in files if name != "README.md"}
@@ -191,17 +183,18 @@ def _knows_enough(rule: Rule, dev: Evidence) -> None:
         )
 
 
-def _write_graphs(model: MultiExitModel, rule: Rule, dev: Samples, folder: Path, int8: bool, progress: bool) -> None:
-    state = _example(dev)
+def _write_graphs(deployed: Deployed, model: MultiExitModel, rule: Rule, dev: Samples, progress: bool) -> None:
+    """Each stage is traced on what the graphs before it give of two texts."""
+    lengths = dev.lengths.argsort()
+    # Of different lengths: neither dimension is one, and there is padding.
+    state = named_inputs(dev.batch([int(lengths[-1]), int(lengths[0])]).inputs)
     for number in tqdm(range(model.stages), desc="exporting stages", disable=not progress, leave=False):
-        stage = Stage(model, number, rule, state).eval()
-        with torch.no_grad():
-            said = stage.said(state)
-        file = folder / f"stage-{number + 1}.onnx"
-        _export(stage, state, tuple(said), file)
-        if int8:
+        example = {name: torch.from_numpy(array) for name, array in state.items()}
+        file = deployed.folder / deployed.config["stages"][number]["file"]
+        _export(Stage(model, number, rule, example).eval(), example, file)
+        if deployed.config["precision"] == "int8":
             _to_int8(file)
-        state = _after(state, said, rule)
+        state, _ = deployed.step(number, state)
 
 
 def _to_int8(file: Path) -> None:
@@ -213,29 +206,7 @@ def _to_int8(file: Path) -> None:
         quantize_dynamic(file, file, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
 
 
-def _example(dev: Samples) -> dict[str, Tensor]:
-    # Two texts of different lengths: neither dimension is one, and there is padding.
-    lengths = dev.lengths.argsort()
-    batch = dev.batch([int(lengths[-1]), int(lengths[0])])
-    example = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    return example | ({} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids})
-
-
-def _after(state: Mapping[str, Tensor], said: Mapping[str, Tensor], rule: Rule) -> dict[str, Tensor]:
-    after = {name.removeprefix("next."): tensor for name, tensor in said.items() if name.startswith("next.")}
-    after |= {"attention_mask": state["attention_mask"]}
-    if rule.reads == 1:
-        return after
-    earlier = None if rule.reads is None else rule.reads - 1
-    for name in said:
-        if name == "logits" or name.startswith("extras."):
-            key = f"heard.{name}"
-            heard = said[name][None] if key not in state else torch.cat([state[key], said[name][None]])
-            after[key] = heard if earlier is None else heard[-earlier:]
-    return after
-
-
-def _export(stage: Stage, example: Mapping[str, Tensor], outputs: tuple[str, ...], file: Path) -> None:
+def _export(stage: Stage, example: Mapping[str, Tensor], file: Path) -> None:
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
 
     def dimensions(name: str) -> dict[int, Any]:
@@ -243,15 +214,14 @@ def _export(stage: Stage, example: Mapping[str, Tensor], outputs: tuple[str, ...
             return {1: batch}
         return {0: batch} if name.startswith("carried.") else {0: batch, 1: tokens}
 
-    shapes = {"tensors": tuple(dimensions(name) for name in example)}
     with torch.no_grad(), _quiet():
         torch.onnx.export(
             stage,
             tuple(example.values()),
             file,
             input_names=list(example),
-            output_names=list(outputs),
-            dynamic_shapes=shapes,
+            output_names=list(stage.said(example)),
+            dynamic_shapes={"tensors": tuple(map(dimensions, example))},
             external_data=False,
             verbose=False,
         )
@@ -274,7 +244,7 @@ def _quiet() -> Any:
 
 def _config(run: Run, model: MultiExitModel, rule: Rule, dev: Samples, int8: bool) -> dict[str, Any]:
     spec, setting = spec_of(run.setting.task), run.setting
-    extras = [name for name in Stage(model, 0, rule, {}).said(_example(dev)) if name.startswith("extras.")]
+    extras = [f"extras.{name}" for name in run.dev.extras]
     earlier = None if rule.reads is None else rule.reads - 1
     return {
         "version": VERSION,
@@ -282,7 +252,7 @@ def _config(run: Run, model: MultiExitModel, rule: Rule, dev: Samples, int8: boo
         "citation": run.method.citation,
         "task": spec.title,
         "class_names": list(spec.class_names),
-        "pairs": any(map(bool, task_of(setting.task, setting.train_size, setting.test_size).dev["text_b"])),
+        "pairs": any(_dev_of(run)["text_b"]),
         "backbone": setting.backbone if not Path(setting.backbone).exists() else Path(setting.backbone).name,
         "precision": "int8" if int8 else "float32",
         "rule": rule.name,
@@ -296,8 +266,13 @@ def _config(run: Run, model: MultiExitModel, rule: Rule, dev: Samples, int8: boo
     }
 
 
+def _dev_of(run: Run) -> Dataset:
+    return task_of(run.setting.task, run.setting.train_size, run.setting.test_size).dev
+
+
 def evidence_of(deployed: Deployed, recorded: Evidence, samples: Samples) -> Evidence:
-    """What the graphs say of samples at every stage, (S, N, C); costs and labels are those that were recorded."""
+    """What the graphs say of samples at every stage, (S, N, C); costs and labels are those that were recorded of the
+    same samples in the same order."""
     parts: list[list[dict[str, np.ndarray]]] = []
     rows_of = []
     for rows, batch in batches(samples, 64):
@@ -316,8 +291,7 @@ def evidence_of(deployed: Deployed, recorded: Evidence, samples: Samples) -> Evi
         return torch.stack(by_stage)[:, back].float()
 
     extras = {name: joined(f"extras.{name}") for name in recorded.extras}
-    places = recorded.ids.argsort()[samples.ids.argsort().argsort()]
-    return replace(recorded.take(places), logits=joined("logits"), extras=extras)
+    return replace(recorded, logits=joined("logits"), extras=extras)
 
 
 def named_inputs(inputs: tuple[Tensor | None, ...]) -> dict[str, np.ndarray]:
@@ -326,17 +300,13 @@ def named_inputs(inputs: tuple[Tensor | None, ...]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True) if tensor is not None}
 
 
-def _check(deployed: Deployed, model: MultiExitModel, rule: Rule, dev: Samples) -> None:
-    samples = dev.take(range(min(CHECKED, len(dev))))
-    theirs = Runtime(model, rule, deployed.threshold)(samples)
-    rows, ours = zip(
-        *((rows, deployed.run(named_inputs(batch.inputs), deployed.threshold)) for rows, batch in batches(samples, 32)),
-        strict=True,
-    )
-    back = torch.cat(rows).argsort()
-    stages, scores = (torch.from_numpy(np.concatenate(each))[back] for each in zip(*ours, strict=True))
-    close = torch.isclose(scores, theirs.logits, atol=1e-3, rtol=1e-3).all(dim=1)
-    if float(((stages == theirs.stages) & close).double().mean()) < ALIKE:
+def _check(deployed: Deployed, run: Run, model: MultiExitModel, rule: Rule, dev: Samples) -> None:
+    texts, rows = _dev_of(run)[:CHECKED], range(min(CHECKED, len(dev)))
+    ours = deployed(texts["text_a"], texts["text_b"] if deployed.config["pairs"] else None)
+    theirs = Runtime(model, rule, deployed.threshold)(dev.take(rows))
+    same = torch.from_numpy(ours.layers == deployed.layers[theirs.stages])
+    close = torch.isclose(torch.from_numpy(ours.scores), theirs.logits, atol=1e-3, rtol=1e-3).all(dim=1)
+    if float((same & close).double().mean()) < ALIKE:
         raise InputError(
             f"as graphs model and rule {rule.name!r} say other things than in PyTorch, so nothing was written; choose "
             "another rule, or another version of onnxscript"
@@ -345,13 +315,11 @@ def _check(deployed: Deployed, model: MultiExitModel, rule: Rule, dev: Samples) 
 
 def _measured(test: Evidence, rule: Rule, threshold: float, run: Run) -> dict[str, float]:
     """On test: the score where samples leave, that of the last exit, and what is saved."""
-    decision, labels = decide(test, rule, threshold), test.labels.numpy()
-    flops = test.cost["flops"].gather(0, decision.stages[None])[0]
-    layers = test.cost["layers"].gather(0, decision.stages[None])[0]
+    point, last = at_threshold(test, rule, run.metric, threshold), fixed_exits(test, run.metric).iloc[-1]
     return {
         "samples": test.samples,
-        "score": float(run.metric(decision.predictions.numpy(), labels)),
-        "score_of_last_exit": float(run.metric(test.predictions[-1].numpy(), labels)),
-        "flops_speedup": float(test.reference["flops"].mean() / flops.mean()),
-        "mean_layers": float(layers.mean()),
+        "score": point["score"],
+        "score_of_last_exit": float(last.score),
+        "flops_speedup": point["flops_speedup"],
+        "mean_layers": point["layers"],
     }

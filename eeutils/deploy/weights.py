@@ -16,7 +16,8 @@ from safetensors.torch import load_model
 from eeutils.data.specs import spec_of
 from eeutils.errors import InputError
 from eeutils.exiting import rules
-from eeutils.exiting.rules import NEVER, Rule, fixed
+from eeutils.exiting.evidence import Evidence
+from eeutils.exiting.rules import NEVER, Rule
 from eeutils.exiting.tradeoff import threshold_for_speedup
 from eeutils.files import atomic_write
 from eeutils.models.backbone import load_tokenizer
@@ -56,9 +57,9 @@ class EarlyExit:
         return [self.classes[number] for number in found] if self.classes else found
 
 
-def thresholds(run: Run, rule: Rule) -> dict[float, float]:
+def thresholds(dev: Evidence, rule: Rule) -> dict[float, float]:
     """Speed-up -> the threshold that is nearest to it on dev."""
-    return {speedup: threshold_for_speedup(run.dev, rule, speedup) for speedup in SPEEDUPS}
+    return {speedup: threshold_for_speedup(dev, rule, speedup) for speedup in SPEEDUPS}
 
 
 def save_pretrained(run: Run, folder: Path | str, rule: Rule | None = None) -> None:
@@ -72,7 +73,7 @@ def save_pretrained(run: Run, folder: Path | str, rule: Rule | None = None) -> N
     Raises:
         InputError: a rule that cannot be named, such as one that was written or learned for one run.
     """
-    rule = rule or next(iter(run.method.rules.values()), fixed())
+    rule = rule or run.method.own_rule
     _rule_called(rule.name, run.method)
     card = {
         "method": run.method.name,
@@ -80,7 +81,7 @@ def save_pretrained(run: Run, folder: Path | str, rule: Rule | None = None) -> N
         "options": run.options.to_dict(),
         "classes": spec_of(run.setting.task).class_names,
         "rule": rule.name,
-        "thresholds": {f"{speedup:g}": threshold for speedup, threshold in thresholds(run, rule).items()},
+        "thresholds": {f"{speedup:g}": threshold for speedup, threshold in thresholds(run.dev, rule).items()},
     }
     with atomic_write(folder) as partial:
         partial.mkdir()

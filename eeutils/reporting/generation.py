@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-from IPython import get_ipython
 from IPython.display import Markdown, display
 
 from eeutils.data.pairs import DEFAULT_TASK, PAIR_TASKS, check_pair_task
@@ -14,9 +12,8 @@ from eeutils.data.specs import TASKS, TaskSpec
 from eeutils.models.backbone import OFFLINE_BACKBONES
 from eeutils.models.decoder import OFFLINE_DECODERS, TINY
 from eeutils.reporting import plots
-from eeutils.reporting.notebook import FINDINGS, Notebook
+from eeutils.reporting.notebook import FINDINGS, Notebook, parameters_of
 from eeutils.training.decoders import decoder_setting
-from eeutils.training.settings import check_parameters
 
 DEFAULT_DECODER = "smollm2-135m"
 
@@ -31,16 +28,7 @@ def open_generation(namespace: dict[str, Any]) -> Notebook:
     Raises:
         InputError: an unknown parameter, profile, task or decoder; the sentence lists the valid ones.
     """
-    hidden = getattr(get_ipython(), "user_ns_hidden", ())
-    imported = (ModuleType, FunctionType, BuiltinFunctionType, type)
-    if not namespace.get("_parameters_checked"):
-        check_parameters(
-            name
-            for name, value in namespace.items()
-            if not name.startswith("_") and name not in hidden and not isinstance(value, imported)
-        )
-        namespace["_parameters_checked"] = True
-    profile, task, backbone, seed = (namespace[name] for name in ("profile", "task", "backbone", "seed"))
+    profile, task, backbone, seed = parameters_of(namespace)
     task = DEFAULT_TASK if task in TASKS or (Path(task) / "task.toml").is_file() else task
     check_pair_task(task)
     if backbone in OFFLINE_BACKBONES:

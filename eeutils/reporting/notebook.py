@@ -126,13 +126,31 @@ class Notebook:
         return ledger[["claim", "source", "paper", "our test", "bar", "ours", "verdict", "note"]]
 
 
+def parameters_of(namespace: dict[str, Any]) -> tuple[str, str, str, int]:
+    """A notebook's profile, task, backbone and seed.
+
+    Whatever is not an import stands in the namespace by then because the parameters cell or papermill put it there.
+    Only the first call in a notebook looks for unknown names: later the notebook's own variables are there, too.
+
+    Raises:
+        InputError: an unknown parameter; the sentence lists the valid ones.
+    """
+    hidden = getattr(get_ipython(), "user_ns_hidden", ())
+    imported = (ModuleType, FunctionType, BuiltinFunctionType, type)
+    if not namespace.get("_parameters_checked"):
+        check_parameters(
+            name
+            for name, value in namespace.items()
+            if not name.startswith("_") and name not in hidden and not isinstance(value, imported)
+        )
+        namespace["_parameters_checked"] = True
+    return tuple(namespace[name] for name in ("profile", "task", "backbone", "seed"))
+
+
 def open_notebook(
     namespace: dict[str, Any], *, needs_classes: bool = True, needs_encoder: bool = True, **changes: Any
 ) -> Notebook:
     """Check a notebook's parameters and set the theme of its figures: call it with `globals()` right after them.
-
-    Whatever is not an import stands in the namespace by then because the parameters cell or papermill put it there.
-    Only the first call in a notebook looks for unknown names: later the notebook's own variables are there, too.
 
     Args:
         namespace: the notebook's globals.
@@ -144,16 +162,7 @@ def open_notebook(
         InputError: an unknown parameter, an unknown value of one, or a regression where classes are needed; the
             sentence lists the valid ones.
     """
-    hidden = getattr(get_ipython(), "user_ns_hidden", ())
-    imported = (ModuleType, FunctionType, BuiltinFunctionType, type)
-    if not namespace.get("_parameters_checked"):
-        check_parameters(
-            name
-            for name, value in namespace.items()
-            if not name.startswith("_") and name not in hidden and not isinstance(value, imported)
-        )
-        namespace["_parameters_checked"] = True
-    profile, task, backbone, seed = (namespace[name] for name in ("profile", "task", "backbone", "seed"))
+    profile, task, backbone, seed = parameters_of(namespace)
     setting, spec = Setting.from_profile(profile, task, backbone, seed, **changes), spec_of(task)
     if needs_classes and spec.kind != "classification":
         valid = ", ".join(name for name, other in TASKS.items() if other.kind == "classification")

@@ -131,14 +131,9 @@ def _schedules(budget: Budget) -> list[Wanted]:
     return [*windows, Wanted(finetuned.METHOD)]
 
 
-def own_rule(method: Method) -> Rule:
-    """A paper's own rule, the first that it names; everybody to the last stage where it has none."""
-    return next(iter(method.rules.values()), fixed())
-
-
 def _as_published(method: Method, **more: Any) -> Entry:
     """A method with its own rule."""
-    return Entry(method.title, more.pop("wanted", _one(method)), own_rule(method), **more)
+    return Entry(method.title, more.pop("wanted", _one(method)), method.own_rule, **more)
 
 
 RANDOM, SHALLOW = "random exits", "k-layer models"
@@ -191,17 +186,17 @@ ENTRIES = (
         Entry(
             bypass_label(wiring),
             _one(badge.METHOD, wiring=wiring),
-            own_rule(badge.METHOD),
+            badge.METHOD.own_rule,
             CONTROL,
         )
         for wiring in badge.WIRINGS
         if wiring not in (badge.METHOD.options.wiring, "none")
     ),
-    Entry(NO_TERM, _cascade(weight=0.0), own_rule(cascadebert.METHOD), CONTROL),
+    Entry(NO_TERM, _cascade(weight=0.0), cascadebert.METHOD.own_rule, CONTROL),
     Entry(
         UNREGULARISED,
         _one(prototypes_afterwards.UNREGULARISED),
-        own_rule(prototypes_afterwards.UNREGULARISED),
+        prototypes_afterwards.UNREGULARISED.own_rule,
         CONTROL,
         tuned=second_indicator.tuned,
     ),
@@ -210,7 +205,7 @@ ENTRIES = (
     # A constant price of the same mean: that of 1 - ML / L on the movie sentences, which notebook 05 computes.
     Entry(CONSTANT, _policies(price=0.72, hardness="constant"), fixed(), CONTROL, trained_for=_OPERATING),
     *(Entry(hash_label(name), _one(hashee.METHOD, function=name), fixed(), CONTROL) for name in FUNCTIONS),
-    Entry(SUM, _one(ensemble.METHOD, diversity=0.0), own_rule(ensemble.METHOD), CONTROL),
+    Entry(SUM, _one(ensemble.METHOD, diversity=0.0), ensemble.METHOD.own_rule, CONTROL),
     Entry("oracle", _one(pabee.METHOD), oracle(), HEADROOM),
 )
 """Every line of the scoreboard. Fixed, random and oracle exits are those of PABEE's checkpoint."""
@@ -352,7 +347,7 @@ class Result:
     def _evidence(self, split: str) -> Evidence:
         of_runs = [self.entry.reads(getattr(run, split)) for run in self.runs]
         if self.entry.trained_for is not None:
-            rules = [own_rule(run.method) for run in self.runs]
+            rules = [run.method.own_rule for run in self.runs]
             of_runs = [
                 settled(evidence, rule, self.entry.trained_for) if evidence.stages > 1 else evidence
                 for evidence, rule in zip(of_runs, rules, strict=True)

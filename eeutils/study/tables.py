@@ -55,7 +55,6 @@ from eeutils.study.entries import (
     bypass_label,
     entries_for,
     hash_label,
-    own_rule,
     result_of,
     search_of,
     with_parents,
@@ -145,7 +144,7 @@ def points(results: Results) -> Rows:
         threshold = result.entry.trained_for
         for run in result.runs if threshold is not None else ():
             if run.test.stages > 1:  # not the plain model
-                alone = tradeoff.settled(run.test, own_rule(run.method), threshold)
+                alone = tradeoff.settled(run.test, run.method.own_rule, threshold)
                 yield (
                     _about(result)
                     | tradeoff.fixed_exits(alone, result.metric).iloc[0].to_dict()
@@ -519,7 +518,7 @@ def _own_rule(entry: Entry, run: Run) -> Rule:
     """The rule of one run: that of its paper, where it is one point of a curve that no rule runs through."""
     if entry.tuned:
         return entry.tuned(run)
-    return own_rule(run.method) if entry.trained_for is not None else entry.rule
+    return run.method.own_rule if entry.trained_for is not None else entry.rule
 
 
 def _own_speedup(entry: Entry, run: Run) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 from eeutils.errors import InputError, unknown
-from eeutils.exiting.rules import Rule
+from eeutils.exiting.rules import Rule, fixed
 from eeutils.models.stages import MultiStageModel
 from eeutils.training.loop import Phase
 from eeutils.training.settings import Setting
@@ -75,6 +75,11 @@ class Method:
     annotate: Callable[[Setting, Any], Notes] = no_notes
     encoders: Callable[[Setting, Any], tuple[str, ...]] = one_encoder
     starts_from: Method | None = None
+
+    @property
+    def own_rule(self) -> Rule:
+        """The paper's own rule, the first that it names; everybody to the last stage where it has none."""
+        return next(iter(self.rules.values()), fixed())
 
     def with_options(self, **changes: Any) -> Options:
         """The defaults with some options changed.

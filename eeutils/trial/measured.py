@@ -98,7 +98,7 @@ def table(trial: Trial) -> pd.DataFrame:
     score = score_interval(metric, [plain], labels)
     rows = [{"asked": 1.0, "threshold": NEVER, "flops_speedup": 1.0} | _columns("score", score)]
     checkpoints = [(run.dev, run.test) for run in (trial.early, trial.plain)]
-    for speedup, threshold in thresholds(trial.early, rule).items():
+    for speedup, threshold in thresholds(trial.early.dev, rule).items():
         answers = decide(test, rule, threshold).predictions.numpy()
         point = at_threshold(test, rule, metric, threshold)
         rows.append(
@@ -116,7 +116,7 @@ def times(trial: Trial, rounds: int = 3) -> pd.DataFrame:
     samples, tokenizer = trial.early.samples("test"), load_tokenizer(trial.setting.backbone)
     rule, model = rule_for(trial.early.test.regression), trial.early.model()
     sides = {PLAIN: (Runtime(trial.plain.model(), fixed(), NEVER, tokenizer), samples)}
-    chosen = thresholds(trial.early, rule)
+    chosen = thresholds(trial.early.dev, rule)
     for speedup, threshold in chosen.items():
         sides[f"{speedup:g}x"] = (Runtime(model, rule, threshold, tokenizer), samples)
     clock = measured(sides, PLAIN, TIMED, rounds).set_index(["batch", "model"])

@@ -143,7 +143,7 @@ def test_numbers_leave_where_they_move_no_more(
     table.to_json(tmp_path / "rated.jsonl", orient="records", lines=True)
     trial = measured.train(tiny_setting_of("smoke", str(tmp_path / "rated.jsonl"), encoder_folder, 0))
     assert trial.spec.metrics[0] == "pearson"
-    assert thresholds(trial.early, divergence())[2.0] == threshold_for_speedup(trial.early.dev, divergence(), 2.0)
+    assert thresholds(trial.early.dev, divergence())[2.0] == threshold_for_speedup(trial.early.dev, divergence(), 2.0)
     deploy.save_pretrained(trial.early, tmp_path / "model", divergence())
     assert all(
         isinstance(answer, float) for answer in deploy.from_pretrained(tmp_path / "model")(["good film", "bad plot"])
