@@ -52,7 +52,7 @@ from eeutils.training.recorded_exits import (
     words_of,
     words_of_linear,
 )
-from eeutils.training.runs import KEY_LETTERS, only_one, runs_dir
+from eeutils.training.runs import KEY_LETTERS, as_trained, only_one, runs_dir
 from eeutils.training.settings import Setting
 
 PROFILES: dict[str, dict[str, Any]] = {
@@ -315,8 +315,7 @@ def _written_states(
     training: states are kept in half precision anyway."""
     samples_of_split = prompts_of(setting, split)
     samples_of_split = samples_of_split.take(range(min(len(samples_of_split), TEXTS)))
-    half = loop.precision() == "bf16"
-    with torch.autocast(model.decoder.head_weight.device.type, torch.bfloat16, enabled=half):
+    with as_trained(model.decoder.head_weight.device):
         states, words, texts, written = record_states(model, samples_of_split, progress=progress)
     return states[:, written], words[written], texts[written]
 
