@@ -39,16 +39,22 @@ def budget_of(profile: str, depth: int) -> Budget:
     """The budget of a profile for an encoder of that many layers."""
     # An ordinary token runs half a window on average, and the encoder ends with it: about 1.5x, 2x and 3x in FLOPs.
     windows = ((1, None), (1, max(1, depth - max(1, depth // 6))), (1, max(1, depth // 2)))
-    frozen_weights, skip_prices = (0.0, 0.05, 0.1, 0.15, 0.2), (0.02, 0.1)
+    skip_prices = (0.02, 0.1)
+
+    def speed_weights(*values: float) -> tuple[float, ...]:
+        # Found at six layers: a layer of twelve is half as much of the encoder, and costs half as much.
+        return tuple(round(value * min(1.0, 6 / depth), 3) for value in values)
+
+    frozen_weights = speed_weights(0.0, 0.05, 0.1, 0.15, 0.2)
     if profile == "smoke":
         return Budget(
             shallow_depths=(depth // 2,) if depth > 1 else (),
             wirings=("parallel", "serial", "stream", "wide-head"),
             cascade={"folds": 2, "repeats": 1},
-            speed_weights=(0.15,),
+            speed_weights=speed_weights(0.15),
             windows=windows[:2],
             diversities=(0.1,),
-            frozen_weights=(0.0, 0.15),
+            frozen_weights=speed_weights(0.0, 0.15),
             seeds=2,
             skip_prices=skip_prices,
         )
@@ -59,7 +65,7 @@ def budget_of(profile: str, depth: int) -> Budget:
             shallow_depths=depths,
             wirings=("parallel", "wide-head"),
             cascade={"folds": 2, "repeats": 5},
-            speed_weights=(0.05, 0.15),
+            speed_weights=speed_weights(0.05, 0.15),
             windows=windows,
             diversities=(1.0,),
             frozen_weights=frozen_weights,
@@ -70,7 +76,7 @@ def budget_of(profile: str, depth: int) -> Budget:
         shallow_depths=depths if profile == "study" else tuple(range(1, depth)),
         wirings=("parallel", "serial", "stream", "wide-head"),
         cascade={"folds": 2} if profile == "study" else {},
-        speed_weights=(0.05, 0.1, 0.15),
+        speed_weights=speed_weights(0.05, 0.1, 0.15),
         windows=windows,
         diversities=(1.0,) if profile == "study" else (1.0, 0.1, 0.3, 3.0),
         frozen_weights=frozen_weights,

@@ -15,7 +15,7 @@ from eeutils.exiting.evidence import Evidence, as_stages
 from eeutils.exiting.learned import learned_rule
 from eeutils.exiting.rules import Rule, entropy, fixed, oracle, random
 from eeutils.exiting.tradeoff import Metric, settled
-from eeutils.models.backbone import config_of
+from eeutils.models.backbone import config_of, width_of
 from eeutils.models.schedule import FUNCTIONS
 from eeutils.papers import (
     badge,
@@ -39,7 +39,7 @@ from eeutils.papers.comparisons import ALL_EXITS, CONSTANT, FIXED, NO_TERM, PLAI
 from eeutils.papers.controls import prototypes_afterwards, second_indicator
 from eeutils.training.method import Method
 from eeutils.training.runs import Run, find, load_or_train, metric_of
-from eeutils.training.settings import Setting
+from eeutils.training.settings import BASE_WIDTH, Setting
 
 
 @dataclass(frozen=True)
@@ -211,20 +211,21 @@ ENTRIES = (
 """Every line of the scoreboard. Fixed, random and oracle exits are those of PABEE's checkpoint."""
 
 CONTROLLED_TASKS = ("movie",)
-"""Where controls are trained, too: they ask what a method is made of, which one task can tell."""
+"""Where controls are trained, too, with small encoders: they ask what a method is made of, which one task can tell."""
 
 
 def entries_for(task: str, backbone: str) -> list[Entry]:
     """The entries that have a meaning there: rules on numbers for a regression, a cascade where a smaller encoder is
-    known, controls on `CONTROLLED_TASKS`."""
+    known, controls on `CONTROLLED_TASKS` with encoders below base size."""
     regression = spec_of(task).kind == "regression"
     cascades = backbone in cascadebert.SMALLER
+    controlled = task in CONTROLLED_TASKS and width_of(backbone) < BASE_WIDTH
     return [
         entry
         for entry in ENTRIES
         if (entry.regression or not regression)
         and (cascades or entry.label not in (cascadebert.METHOD.title, NO_TERM))
-        and (task in CONTROLLED_TASKS or entry.kind != CONTROL)
+        and (controlled or entry.kind != CONTROL)
     ]
 
 
