@@ -65,9 +65,10 @@ soak: $(READY) ## kill a batch twenty times and see it end as if nothing had hap
 	@$(PYTHON) tests/soak/kills.py
 
 .PHONY: bench
-bench: $(READY) ## measure training, sweeps, the runtime and its rivals; the tables go to data/results/
+bench: $(READY) ## measure training, sweeps, the runtime and its rivals, alone and under load; the tables go to data/results/
 	@ACCELERATE_MIXED_PRECISION=no $(PYTHON) -m workflow.bench
 	@$(PYTHON) -m workflow.rivals
+	@$(PYTHON) -m workflow.serving
 
 .PHONY: lab
 lab: $(READY) ## open the notebooks in JupyterLab

@@ -26,6 +26,8 @@ from eeutils.training.runs import Run, load_or_train
 from eeutils.training.settings import Setting
 from tests.helpers import untyped
 from tests.tiny import sentences, tiny_encoder, tiny_task, tiny_tokenizer
+from workflow.queues import Way, poisson, serve
+from workflow.serving import Exported
 
 TEXTS = sentences(40, seed=7)[0]
 OTHERS = sentences(40, seed=8)[0]
@@ -191,3 +193,13 @@ def test_answering_imports_neither_pytorch_nor_transformers() -> None:
     code = "import sys; from eeutils import deploy; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_texts_that_meet_in_queues_get_the_answers_that_they_get_alone(deeper: str, tmp_path: Path) -> None:
+    graphs = export(trained(pabee.METHOD, deeper), tmp_path / "out", rules.entropy(), 1.3)
+    alone = graphs(TEXTS, batch_size=1)
+    engine = Exported(graphs, graphs.encode(TEXTS))
+    served = serve(engine, poisson(len(TEXTS), 1000.0), Way("a queue at every stage", (1, 2), patience=1e9), largest=8)
+    assert len(set(alone.layers.tolist())) > 1
+    assert graphs.layers[engine.left].tolist() == alone.layers.tolist()
+    assert (served.waits > 0).all()
