@@ -2,8 +2,8 @@
 
 One batch of notebooks runs undisturbed. A second one, with its own folder of runs, is killed (SIGKILL to the whole
 process group) after random times, started again each time, met by a second batch now and then, and finds a file of a
-finished run cut in half. In the end both must have left the same tables, byte for byte. Tables with a clock in them are
-not compared: time is no part of a result.
+finished run cut in half, and before all that a disk that is full. In the end both must have left the same tables, byte
+for byte. Tables with a clock in them are not compared: time is no part of a result.
 """
 
 from __future__ import annotations
@@ -53,12 +53,16 @@ class Batch:
     def log(self) -> Path:
         return self.folder / "log.txt"
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """The batch as `make reproduce` starts it, in a process group of its own."""
+    def start(self, disk: str = "") -> subprocess.Popen[bytes]:
+        """The batch as `make reproduce` starts it, in a process group of its own; with `disk`, such as "20m", its runs
+        go to an empty disk of that size, which only this batch sees."""
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
         command += ["--directory", str(self.folder), "--rerun-incomplete", "--keep-going", "--nolock"]
         command += [f"reproduced/smoke/movie/minilm-l6/seed0/{name}.ipynb" for name in self.targets]
         command += ["--config", "profile=smoke", "jobs=2"]
+        if disk:
+            mounted = 'mount -t tmpfs -o size="$0" none "$1" && shift && exec "$@"'
+            command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mounted, disk, str(self.runs), *command]
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -106,6 +110,21 @@ def cut_a_file(batch: Batch, chance: random.Random) -> str:
     return f"{file.parent.name}/{file.name}"
 
 
+def on_a_full_disk(batch: Batch) -> str:
+    """Where no model fits on the disk the batch must fail and say why, and leave nothing that the next one trips over.
+    "" where this system lets nobody mount a disk of his own."""
+    batch.runs.mkdir(exist_ok=True)
+    if subprocess.run(["unshare", "--map-root-user", "--mount", "true"], capture_output=True, check=False).returncode:
+        return ""
+    before = batch.log.stat().st_size if batch.log.exists() else 0
+    code = batch.start(disk="20m").wait()
+    said = batch.log.read_text(encoding="utf-8", errors="replace")[before:]
+    told = [line.strip() for line in said.splitlines() if "the disk is full" in line]
+    if code == 0 or not told:
+        sys.exit(f"a full disk went unnoticed (status {code}):\n{said[-3000:]}")
+    return told[0]
+
+
 def two_at_once(batch: Batch) -> None:
     """A second batch in the same folder must be refused in a sentence, and must not disturb the first."""
     first = batch.start()
@@ -128,6 +147,7 @@ def main() -> None:
         quiet, disturbed = (Batch(Path(folder) / name, given.notebooks) for name in ("quiet", "disturbed"))
         seconds = quiet.finish()
         print(f"undisturbed: {seconds:.0f} s, {len(quiet.tables())} tables", flush=True)
+        print(f"a full disk: {on_a_full_disk(disturbed) or 'not tried, nobody may mount one here'}", flush=True)
         killed = ended = 0
         for number in range(1, given.kills + 1):
             process, moment = disturbed.start(), chance.uniform(2, max(10.0, seconds / 4))
