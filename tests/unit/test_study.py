@@ -302,7 +302,28 @@ def test_the_table_of_readme_marks_the_best_and_who_is_above_or_below_the_blind_
     ]
     assert "Scores at 2x in FLOPs, 3 seeds, profile quick, minilm-l6." in lines[-1]
     with pytest.raises(InputError, match="make study"):
-        headline.headline_table(with_plain(movie), 7.0)
+        headline.headline_table(with_plain(movie), speedup=7.0)
+
+
+def test_readme_has_the_encoders_side_by_side() -> None:
+    small = with_plain(score_rows(A={2.0: (0.80, 0)}, B={2.0: (0.75, -0.1)}))
+    large = with_plain(score_rows(B={2.0: (0.90, 0)}, C={2.0: (0.85, -0.1)})).assign(backbone="mpnet-base")
+    lines = headline.headline_table(small, large).splitlines()
+    assert lines[:7] == [
+        "|  | Movie reviews, polarity (accuracy), minilm-l6 | Movie reviews, polarity (accuracy), mpnet-base |",
+        "|---|---|---|",
+        "| A | **0.800** ↑ |  |",
+        "| B | 0.750 | **0.900** ↑ |",
+        "| C |  | 0.850 ↑ |",
+        "| best blind policy | 0.770 | 0.770 |",
+        "| plain model, 1x | 0.810 | 0.810 |",
+    ]
+    first, second = sentences.headlines(small, COSTS), sentences.headlines(large, COSTS)
+    told = headline.findings({"minilm-l6": (small, COSTS), "mpnet-base": (large, COSTS)})
+    assert told[: len(first)] == first
+    [other] = told[len(first) :]
+    assert other.startswith("With mpnet-base (")
+    assert other.endswith(second[1][1:])
 
 
 def test_readme_changes_between_its_marks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,14 +348,9 @@ def test_readme_changes_between_its_marks_alone(tmp_path: Path, monkeypatch: pyt
 def test_readme_of_the_repository_holds_the_committed_scores() -> None:
     text = (repository_root() / "README.md").read_text(encoding="utf-8")
     folder = repository_root() / "data" / "results"
-    ground = next(iter(page.grounds(folder)), "")
-    scores, costs = (page.read_table(name, folder, ground) for name in ("scores", "costs"))
-    blocks = {
-        "findings": "\n".join(f"- {sentence}" for sentence in sentences.headlines(scores, costs)),
-        "study": headline.headline_table(scores) if len(scores) else "",
-    }
+    blocks = headline.blocks(folder) if page.grounds(folder) else {}
     for name, (begin, end) in headline.MARKS.items():
-        assert text.count(begin) == text.count(end) == (1 if len(scores) else 0), name
+        assert text.count(begin) == text.count(end) == (1 if blocks else 0), name
         for shown in re.findall(f"{re.escape(begin)}(.*?){re.escape(end)}", text, flags=re.DOTALL):
             assert shown == f"\n{blocks[name]}\n", "run: python -m eeutils.study readme"
 
