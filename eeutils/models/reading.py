@@ -48,8 +48,8 @@ class HashReader(TokenExitModel):
                 f"{decoder.depth} layers and {decoder.vocabulary} token ids; make it for this decoder"
             )
         self.first_in_full, self._schedule = first_in_full, schedule
-        # Saved with the weights, for a trained model is of no use under another order; and kept as bits, for a model that
-        # is cast to half precision must not round anybody's layer.
+        # Saved with the weights, for a trained model is of no use under another order; and kept as bits, for a cast to
+        # half precision must not move anybody's layer.
         self.register_buffer("rank_bits", schedule.ranks.float().view(torch.int32).clone())
 
     @property

@@ -17,25 +17,18 @@ the schedule switched on, so that training and use stop the same tokens at the s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-import torch
 from torch import nn
 
 from eeutils.data.samples import Samples
-from eeutils.exiting.token_evidence import TokenEvidence
-from eeutils.models.decoder import load_decoder
-from eeutils.models.generate import Generator, Outcome
 from eeutils.models.reading import HashReader
-from eeutils.models.schedule import TokenSchedule, make_schedule
-from eeutils.models.token_record import record_tokens
+from eeutils.models.schedule import make_schedule
 from eeutils.training import loop
 from eeutils.training.decoders import (
-    TARGET_TOKENS,
     DecoderRun,
     finetuned,
     load_or_make,

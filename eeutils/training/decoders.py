@@ -252,7 +252,7 @@ def with_exits(
 
     def train(work: Path) -> tuple[nn.Module, dict[str, pd.DataFrame]]:
         whole = TokenExitModel(model.decoder, every, rank).eval()
-        states, words, _ = _written_states(whole, setting, "train", progress)
+        states, words, _ = written_states(whole, setting, "train", progress)
         linear = linear_maps(states)
         start_from(whole, linear)
         rows = torch.linspace(0, len(words) - 1, min(len(words), UNITS)).long()
@@ -274,7 +274,7 @@ def gate_words(
 ) -> pd.DataFrame:
     """What the gate is decided by: of every word of dev its text, the right word, and what each exit and each whole
     linear map says (columns text, right, exit_L, linear_L)."""
-    states, right, texts = _written_states(model, setting, "dev", progress)
+    states, right, texts = written_states(model, setting, "dev", progress)
     said, probes = words_of(model, states), words_of_linear(model, linear, states)
     columns = {"text": texts, "right": right}
     columns |= {f"exit_{layer}": words for layer, words in zip(model.layers, said, strict=True)}
@@ -319,13 +319,13 @@ def learned_exits(words: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _written_states(
-    model: TokenExitModel, setting: Setting, split: str, progress: bool
+def written_states(
+    model: TokenExitModel, setting: Setting, split: str, progress: bool, most: int = TEXTS
 ) -> tuple[Float[Tensor, "stages units width"], Int[Tensor, " units"], Int[Tensor, " units"]]:
-    """Of the words of a split's first texts that may leave early: states, next words, and texts. In the arithmetic of
-    training: states are kept in half precision anyway."""
+    """Of the words that may leave early of a split's first texts, `most` of them: states, next words, and texts. In the
+    arithmetic of training: states are kept in half precision anyway."""
     samples_of_split = prompts_of(setting, split)
-    samples_of_split = samples_of_split.take(range(min(len(samples_of_split), TEXTS)))
+    samples_of_split = samples_of_split.take(range(min(len(samples_of_split), most)))
     half = loop.precision() == "bf16"
     with torch.autocast(model.decoder.head_weight.device.type, torch.bfloat16, enabled=half):
         states, words, texts, written = record_states(model, samples_of_split, progress=progress)
