@@ -91,9 +91,16 @@ class HashReader(TokenExitModel):
             spent.append((layers + (depth - run) * costs.fill).sum() + costs.head)
         return exact(torch.stack(spent))
 
-    def window_at(self, speedup: float, prompts: Sequence[Sequence[int]]) -> tuple[int, int]:
+    def window_at(
+        self, speedup: float, prompts: Sequence[Sequence[int]], among: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[int, int]:
         """The window of layers whose reading of these prompts comes nearest to so many times fewer FLOPs than that of
         the whole model.
+
+        Args:
+            speedup: 1 or more.
+            prompts: token ids.
+            among: windows to choose from, those of `schedule.windows` unless given.
 
         Raises:
             InputError: a speed-up below 1.
@@ -102,7 +109,7 @@ class HashReader(TokenExitModel):
             raise InputError(f"a speed-up of reading is 1 or more; got {speedup}")
         whole = self._reading_with((self.decoder.depth, self.decoder.depth), prompts)
         return min(
-            windows(self.decoder.depth),
+            among or windows(self.decoder.depth),
             key=lambda window: abs(whole / self._reading_with(window, prompts) - speedup),
         )
 

@@ -25,10 +25,15 @@ import pandas as pd
 from torch import nn
 
 from eeutils.data.samples import Samples
+from eeutils.exiting.token_evidence import TokenEvidence
+from eeutils.models.generate import Generator, Outcome
 from eeutils.models.reading import HashReader
 from eeutils.models.schedule import make_schedule
+from eeutils.models.token_exits import TokenExitModel
+from eeutils.models.token_record import record_tokens
 from eeutils.training import loop
 from eeutils.training.decoders import (
+    TARGET_TOKENS,
     DecoderRun,
     finetuned,
     load_or_make,
@@ -39,26 +44,31 @@ from eeutils.training.decoders import (
     tokenizer_of,
     trained_dtype,
 )
+from eeutils.training.fingerprint import key_of
 from eeutils.training.loop import Phase
+from eeutils.training.runs import KEY_LETTERS
 from eeutils.training.settings import Setting
 
 SHARE = 0.5
 """Of the training pairs: so many are seen again, with the schedule switched on."""
 
+PLACING = 300
+"""So many training prompts place a window: what reading costs is known before anything runs."""
+
 Window = tuple[int, int]
 """First and last layer at which an ordinary token of a prompt may stop."""
 
 
-def reader_of(decoder_model: nn.Module, setting: Setting, function: str, first_in_full: bool = True) -> HashReader:
+def reader_of(model: TokenExitModel, setting: Setting, function: str, first_in_full: bool = True) -> HashReader:
     """A decoder that reads in full yet, with the order of its vocabulary made from the training prompts: `under` gives
     it a window.
 
     Args:
-        decoder_model: a `TokenExitModel`, whose decoder it takes over.
+        model: whose decoder it takes over.
         function: one of `schedule.FUNCTIONS`.
         first_in_full: whether the first token of a text runs all layers.
     """
-    decoder = decoder_model.decoder
+    decoder = model.decoder
     schedule = make_schedule(
         function,
         training_prompts(setting),
@@ -81,20 +91,55 @@ def training_prompts(setting: Setting) -> Samples:
     return Samples(tokens, None, None, pairs.ids, pairs.padding)
 
 
+def window_for(reader: HashReader, setting: Setting, speedup: float, alike: bool = False) -> Window:
+    """The window whose reading of training prompts comes nearest to so many times fewer FLOPs; one of a single layer,
+    so that all ordinary tokens stop `alike`, if asked for."""
+    single = [(layer, layer) for layer in range(1, reader.decoder.depth + 1)] if alike else None
+    return reader.window_at(speedup, training_prompts(setting).tokens[:PLACING], single)
+
+
 @dataclass(frozen=True)
 class HashRun(DecoderRun):
-    """A decoder that was trained to read under one schedule."""
+    """A decoder that reads under a schedule, and what it said: trained with it, or the fine-tuned one as it is."""
 
     function: str
     window: Window
+    trained: bool
 
     @cached_property
     def model(self) -> HashReader:
         """In evaluation mode and in the arithmetic of its training."""
         model = reader_of(plain_model(self.setting), self.setting, self.function)
         model = model.under(model.schedule.window(*self.window))
-        read_weights(model, self.directory)
+        if self.trained:
+            read_weights(model, self.directory)
         return model.to(trained_dtype()).eval()
+
+    def texts(self, split: str, progress: bool = True) -> Outcome:
+        """What it writes on a split, every word in full."""
+
+        def make() -> list[Outcome]:
+            generator = Generator(self.model, tokenizer_of(self.setting))
+            return [generator.generate_tokens(self.prompts(split), TARGET_TOKENS + 1, 16, progress)]
+
+        return self.written(split, self._how, make)[0]
+
+    def evidence(self, split: str, progress: bool = True) -> TokenEvidence:
+        """What it says of the words of a split's own targets, recorded once."""
+        about = key_of({"about": [self.task.fingerprints[split], self._how]})[:KEY_LETTERS]
+        path = self.directory / f"evidence-{split}-{about}.safetensors"
+        if not path.exists():
+            record_tokens(self.model, prompts_of(self.setting, split), progress=progress).save(path)
+        return TokenEvidence.load(path)
+
+    @property
+    def _how(self) -> dict[str, object]:
+        return {"read": self.function, "window": self.window}
+
+
+def as_it_is(setting: Setting, function: str, window: Window) -> HashRun:
+    """The fine-tuned decoder under a schedule that it was not trained with."""
+    return HashRun(finetuned(setting), setting, function, window, trained=False)
 
 
 def hashed(setting: Setting, function: str, window: Window, *, progress: bool = True) -> HashRun:
@@ -111,4 +156,4 @@ def hashed(setting: Setting, function: str, window: Window, *, progress: bool = 
         return model, {"history": loop.fit(model, phases, seen, setting, work, progress=progress)}
 
     options = {"function": function, "window": window, "share": SHARE, "starts_from": plain.name}
-    return HashRun(load_or_make("decoder-hashed", setting, options, train), setting, function, window)
+    return HashRun(load_or_make("decoder-hashed", setting, options, train), setting, function, window, True)
