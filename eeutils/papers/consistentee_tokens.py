@@ -173,7 +173,7 @@ def trained(base: ExitRun, options: ConsistentOptions, shape: Shape = "linear", 
 
     def train(work: Path) -> tuple[nn.Module, dict[str, pd.DataFrame]]:
         model, history = learn(base, options, shape, True, work, progress)
-        dev = recorded_words(base, "dev", TEXTS, progress)
+        dev = recorded_words(base, "dev", progress=progress)
         evidence, _ = said_of(model, dev.states, dev.words, dev.evidence.groups)
         check = collapse_in("policy", with_policy(model, dev.states, evidence))
         tables = {

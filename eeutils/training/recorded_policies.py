@@ -23,7 +23,7 @@ from eeutils.models.stages import Answer, MultiStageModel
 from eeutils.models.token_exits import TokenExitModel
 from eeutils.models.token_record import prices_of
 from eeutils.training import loop
-from eeutils.training.decoders import ExitRun, plain_model, read_weights, written_states
+from eeutils.training.decoders import TEXTS, ExitRun, plain_model, read_weights, written_states
 from eeutils.training.recorded_exits import as_samples
 
 RIGHT = 0
@@ -123,7 +123,7 @@ class RecordedWords:
 
 
 @lru_cache(maxsize=4)
-def recorded_words(run: ExitRun, split: str, texts: int, progress: bool = True) -> RecordedWords:
+def recorded_words(run: ExitRun, split: str, texts: int = TEXTS, progress: bool = True) -> RecordedWords:
     """The words of a split's first texts that may leave early, recorded once in this process."""
     model = exits_of(run)
     states, words, of_texts = written_states(model, run.setting, split, progress, texts)

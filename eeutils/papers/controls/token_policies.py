@@ -14,7 +14,7 @@ from eeutils.exiting import tradeoff
 from eeutils.exiting.rules import policy
 from eeutils.exiting.token_evidence import TokenEvidence
 from eeutils.papers.consistentee import OPERATING_POINT, ConsistentOptions
-from eeutils.papers.consistentee_tokens import TEXTS, Shape, facts_of, learn, with_policy
+from eeutils.papers.consistentee_tokens import Shape, facts_of, learn, with_policy
 from eeutils.papers.treatments import collapse_in
 from eeutils.training.decoders import ExitRun, load_or_make
 from eeutils.training.recorded_policies import recorded_words
@@ -31,7 +31,7 @@ def search(
     found and took (`treatments.collapse`). Searched once."""
 
     def look(work: Path) -> tuple[nn.Module, dict[str, pd.DataFrame]]:
-        dev, rows, tried = recorded_words(base, "dev", TEXTS, progress), [], []
+        dev, rows, tried = recorded_words(base, "dev", progress=progress), [], []
         for weight in WEIGHTS:
             priced = replace(options, speed_weight=weight)
             model, _ = learn(base, priced, shape, False, work / f"{weight:g}", progress)
