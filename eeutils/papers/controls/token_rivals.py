@@ -6,17 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 
 from eeutils.exiting import rules, token_rules
 from eeutils.exiting.comparisons import Curve, at_equal_cost
-from eeutils.exiting.evidence import Evidence, as_stages
 from eeutils.exiting.intervals import Interval
-from eeutils.exiting.rules import NEVER, Rule, fixed, policy
-from eeutils.exiting.token_evidence import TokenEvidence
-from eeutils.exiting.tradeoff import Metric, decide, fixed_exits
+from eeutils.exiting.rules import NEVER, policy
+from eeutils.exiting.tradeoff import Metric, fixed_exits
 from eeutils.papers import calm
-from eeutils.papers.consistentee import OPERATING_POINT
 from eeutils.papers.consistentee_tokens import PolicyRun
 from eeutils.training.decoders import TARGET_TOKENS, ExitRun
 
@@ -44,22 +40,6 @@ def written_policies(runs: Sequence[PolicyRun], rival: calm.Texts) -> calm.Texts
     outcomes = (rival.outcomes[0], *(run.texts("test") for run in runs))
     weights = tuple(run.options.speed_weight for run in runs)
     return calm.Texts(policy(), (NEVER, *weights), outcomes, rival.references)
-
-
-def words_of_policies(runs: Sequence[PolicyRun], base: ExitRun) -> Curve:
-    """What they say of the words of test's own targets, exact keys and values, and the full model, their slow end."""
-    points = [_settled(run.evidence("test"), policy(), OPERATING_POINT) for run in runs]
-    return as_stages([*points, _settled(base.evidence("test"), fixed(), NEVER)]), fixed()
-
-
-def _settled(evidence: TokenEvidence, rule: Rule, threshold: float) -> Evidence:
-    """One threshold as the only stage: the word that each unit says, and what it has spent."""
-    priced = evidence.priced("state")
-    stages, units = decide(priced, rule, threshold).stages, torch.arange(priced.samples)
-    said = priced.predictions[stages, units].float()[None, :, None]
-    cost = {kind: spent[stages, units][None] for kind, spent in priced.cost.items()}
-    layers = (round(float(cost["layers"].mean())),)
-    return Evidence(said, priced.ids, cost, priced.reference, layers, priced.labels, groups=priced.groups)
 
 
 def speeds(curve: Curve, axis: str) -> list[float]:
