@@ -50,12 +50,12 @@ def speeds(curve: Curve, axis: str) -> list[float]:
 
 
 def gaps(ours: Curve, theirs: Curve, metric: Metric, axis: str = "flops") -> dict[str, Interval | None]:
-    """Ours minus theirs where ours was trained; None where theirs does not go that far."""
-    # A hair slower than the fastest, which rounding must not put out of reach.
-    return {
-        f"at {speed:.2f}x": at_equal_cost(ours, theirs, speed * (1 - 1e-6), metric, axis)
-        for speed in speeds(ours, axis)
-    }
+    """Ours minus theirs, of texts, where ours was trained; where theirs does not go that far, at their fastest, a share
+    of our texts being the full model's there."""
+    # A hair slower, for rounding must not put the fastest out of reach.
+    far = max([1.0, *speeds(theirs, axis)])
+    places = sorted({min(speed, far) * (1 - 1e-6) for speed in speeds(ours, axis)})
+    return {f"at {speed:.2f}x": at_equal_cost(ours, theirs, speed, metric, axis) for speed in places}
 
 
 def table(runs: Sequence[PolicyRun], texts: calm.Texts) -> pd.DataFrame:
