@@ -159,7 +159,7 @@ class Generator:
 
     @torch.inference_mode()
     def read(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, number: int = 0) -> Prompted:
-        """Run the prompts in full, padded on the left; `number` is that of the first one.
+        """Run the prompts, padded on the left: in full, or as the model reads; `number` is that of the first one.
 
         Raises:
             InputError: an empty prompt, nothing to be written, or a context that is too short.
@@ -180,13 +180,14 @@ class Generator:
         device = decoder.head_weight.device
         ids, mask = ids.to(device), mask.to(device)
         cache = Cache(decoder.depth, mask, max_new_tokens, forgetful=not self.fills)
-        flow = decoder.embed(ids, mask, cache)
+        flow, read = decoder.embed(ids, mask, cache), self.model.layers_read(ids, mask)
         for layer in range(decoder.depth):
-            flow = decoder.run_layer(layer, flow)
+            flow = decoder.run_layer(layer, flow, None if read is None else read > layer)
         cache.advance(longest)
         first = decoder.read(flow.states[:, -1]).argmax(dim=-1)
-        costs = self.model.costs
-        flops = (costs.layers(decoder.depth, flow.keys) * mask).sum(dim=1) + costs.head
+        costs, run = self.model.costs, decoder.depth if read is None else read
+        spent = costs.layers(run, flow.keys) + (decoder.depth - run) * costs.fill
+        flops = (spent * mask).sum(dim=1) + costs.head
         numbers = torch.arange(number, number + len(prompts))
         return Prompted(cache, first, numbers, flops.tolist(), time.perf_counter() - started)
 

@@ -149,6 +149,10 @@ class TokenExitModel(MultiStageModel):
         units = nn.functional.pad(token_type_ids[:, 1:] == 1, (0, 1))
         return TokenState(flow, units, torch.zeros_like(units), flow.states[units])
 
+    def layers_read(self, input_ids: Tensor, mask: Tensor) -> Int[Tensor, "batch tokens"] | None:
+        """How many layers each token of a prompt runs while it is read, padding on the left; None where all run all."""
+        return None
+
     def run_to(self, stage: int, state: TokenState) -> TokenState:
         """The layers of that stage, on whoever has not left."""
         flow, frozen = state.flow, bool(state.left.any())

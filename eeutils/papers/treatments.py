@@ -104,7 +104,11 @@ def difficulty(with_term: Run, without: Run) -> Treatment:
 def collapse(run: Run) -> Treatment:
     """ConsistentEE: the share of dev that leaves at the commonest exit, and the mutual information of exit and sample
     under the policy's own probabilities."""
-    evidence = run.dev
+    return collapse_in(run.method.title, run.dev)
+
+
+def collapse_in(name: str, evidence: Evidence) -> Treatment:
+    """The same of whoever left under a policy in some evidence."""
     stages = decide(evidence, policy(), OPERATING_POINT).stages
     commonest = float(torch.bincount(stages, minlength=evidence.stages).max() / evidence.samples)
     p = log_leaving(evidence.extras["policy_logit"].double()).exp()
@@ -113,7 +117,7 @@ def collapse(run: Run) -> Treatment:
         f"{commonest:.0%} leave at the commonest exit (at most {COMMONEST:.0%}) and exits tell {information:.2f} nats "
         f"of the sample (at least {INFORMATION:g})"
     )
-    return Treatment(run.method.title, found, commonest <= COMMONEST and information >= INFORMATION)
+    return Treatment(name, found, commonest <= COMMONEST and information >= INFORMATION)
 
 
 def collapse_of_most(runs: Sequence[Run]) -> Treatment:

@@ -134,7 +134,7 @@ def finetuned(setting: Setting, layers: int | None = None, *, progress: bool = T
         return model, {"history": history}
 
     part = f"-layers={layers}" if layers else ""
-    return _load_or_make(f"decoder{part}", setting, {"layers": layers}, train)
+    return load_or_make(f"decoder{part}", setting, {"layers": layers}, train)
 
 
 def _decoder(setting: Setting, layers: int | None = None) -> Decoder:
@@ -146,20 +146,18 @@ def plain_model(setting: Setting, layers: int | None = None, *, progress: bool =
     """The fine-tuned decoder, trained when it is not there yet."""
     folder = finetuned(setting, layers, progress=progress)
     model = TokenExitModel(_decoder(setting, layers))
-    _read(model, folder)
+    read_weights(model, folder)
     if layers is not None:
         model.reference_layers = _decoder(setting).depth
     return model.eval()
 
 
 @dataclass(frozen=True)
-class ExitRun:
-    """A fine-tuned decoder with trained exits, and what it said, read from disk when asked for."""
+class DecoderRun:
+    """A trained decoder, and what it wrote, read from disk when asked for."""
 
     directory: Path
     setting: Setting
-    exits: tuple[int, ...]
-    rank: int
 
     @property
     def task(self) -> PairTask:
@@ -167,22 +165,48 @@ class ExitRun:
         return pairs_of(self.setting)
 
     @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch, as `loop.fit` returns it."""
+        return pd.read_csv(self.directory / "history.csv")
+
+    def prompts(self, split: str) -> list[list[int]]:
+        """The token ids of a split's prompts."""
+        samples_of_split = prompts_of(self.setting, split)
+        return [
+            [token for token, kind in zip(tokens, types, strict=True) if kind == 0]
+            for tokens, types in zip(samples_of_split.tokens, samples_of_split.types, strict=True)
+        ]
+
+    def written(self, split: str, how: Mapping[str, Any], make: Callable[[], list[Outcome]]) -> list[Outcome]:
+        """What `make` writes on a split, kept with the run under all that decides it (`how`)."""
+        about = {"split": pairs_of(self.setting).fingerprints[split], "how": how, "longest": TARGET_TOKENS}
+        path = self.directory / f"texts-{split}-{key_of(about)[:KEY_LETTERS]}.json"
+        if not path.exists():
+            with atomic_write(path) as partial:
+                partial.write_text(json.dumps([asdict(outcome) for outcome in make()]), encoding="utf-8")
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return [Outcome(**{**one, "written": [Written(**each) for each in one["written"]]}) for one in kept]
+
+
+@dataclass(frozen=True)
+class ExitRun(DecoderRun):
+    """A fine-tuned decoder with trained exits, and what it said."""
+
+    exits: tuple[int, ...]
+    rank: int
+
+    @cached_property
     def model(self) -> TokenExitModel:
         """In evaluation mode and in the arithmetic of its training: bfloat16 halves what a word has to read."""
         model = TokenExitModel(plain_model(self.setting).decoder, self.exits, self.rank)
         model.judge = nn.Linear(model.decoder.width, 1)
-        _read(_exit_parts(model), self.directory)
-        return model.to(torch.bfloat16 if loop.precision() == "bf16" else torch.float32).eval()
+        read_weights(_exit_parts(model), self.directory)
+        return model.to(trained_dtype()).eval()
 
     @cached_property
     def learned(self) -> pd.DataFrame:
         """The gate, on dev: see `learned_exits`."""
         return learned_exits(pd.read_csv(self.directory / "gate-words.csv"))
-
-    @cached_property
-    def history(self) -> pd.DataFrame:
-        """One row an epoch, as `loop.fit` returns it."""
-        return pd.read_csv(self.directory / "history.csv")
 
     @cached_property
     def shortlist(self) -> Int[Tensor, " words"]:
@@ -206,23 +230,10 @@ class ExitRun:
         prices = prices_of(self.model, len(self.shortlist))
         return replace(TokenEvidence.load(path), prices=prices).priced(rule.look if rule else "head")
 
-    def prompts(self, split: str) -> list[list[int]]:
-        """The token ids of a split's prompts."""
-        samples_of_split = prompts_of(self.setting, split)
-        return [
-            [token for token, kind in zip(tokens, types, strict=True) if kind == 0]
-            for tokens, types in zip(samples_of_split.tokens, samples_of_split.types, strict=True)
-        ]
 
-    def written(self, split: str, how: Mapping[str, Any], make: Callable[[], list[Outcome]]) -> list[Outcome]:
-        """What `make` writes on a split, kept with the run under all that decides it (`how`)."""
-        about = {"split": pairs_of(self.setting).fingerprints[split], "how": how, "longest": TARGET_TOKENS}
-        path = self.directory / f"texts-{split}-{key_of(about)[:KEY_LETTERS]}.json"
-        if not path.exists():
-            with atomic_write(path) as partial:
-                partial.write_text(json.dumps([asdict(outcome) for outcome in make()]), encoding="utf-8")
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return [Outcome(**{**one, "written": [Written(**each) for each in one["written"]]}) for one in kept]
+def trained_dtype() -> torch.dtype:
+    """The numbers in which a trained decoder is run: those of its training."""
+    return torch.bfloat16 if loop.precision() == "bf16" else torch.float32
 
 
 def with_exits(
@@ -241,7 +252,7 @@ def with_exits(
 
     def train(work: Path) -> tuple[nn.Module, dict[str, pd.DataFrame]]:
         whole = TokenExitModel(model.decoder, every, rank).eval()
-        states, words, _ = _written_states(whole, setting, "train", progress)
+        states, words, _ = written_states(whole, setting, "train", progress)
         linear = linear_maps(states)
         start_from(whole, linear)
         rows = torch.linspace(0, len(words) - 1, min(len(words), UNITS)).long()
@@ -254,7 +265,7 @@ def with_exits(
         return _exit_parts(whole), {"history": history, "gate-words": gate_words(whole, linear, setting, progress)}
 
     options = {"exits": every, "rank": rank, "texts": TEXTS, "units": UNITS, "rate": EXIT_RATE, "epochs": EXIT_EPOCHS}
-    directory = _load_or_make("decoder-exits", setting, options | {"starts_from": plain.name}, train)
+    directory = load_or_make("decoder-exits", setting, options | {"starts_from": plain.name}, train)
     return ExitRun(directory, setting, every, rank)
 
 
@@ -263,7 +274,7 @@ def gate_words(
 ) -> pd.DataFrame:
     """What the gate is decided by: of every word of dev its text, the right word, and what each exit and each whole
     linear map says (columns text, right, exit_L, linear_L)."""
-    states, right, texts = _written_states(model, setting, "dev", progress)
+    states, right, texts = written_states(model, setting, "dev", progress)
     said, probes = words_of(model, states), words_of_linear(model, linear, states)
     columns = {"text": texts, "right": right}
     columns |= {f"exit_{layer}": words for layer, words in zip(model.layers, said, strict=True)}
@@ -308,13 +319,13 @@ def learned_exits(words: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _written_states(
-    model: TokenExitModel, setting: Setting, split: str, progress: bool
+def written_states(
+    model: TokenExitModel, setting: Setting, split: str, progress: bool, most: int = TEXTS
 ) -> tuple[Float[Tensor, "stages units width"], Int[Tensor, " units"], Int[Tensor, " units"]]:
-    """Of the words of a split's first texts that may leave early: states, next words, and texts. In the arithmetic of
-    training: states are kept in half precision anyway."""
+    """Of the words that may leave early of a split's first texts, `most` of them: states, next words, and texts. In the
+    arithmetic of training: states are kept in half precision anyway."""
     samples_of_split = prompts_of(setting, split)
-    samples_of_split = samples_of_split.take(range(min(len(samples_of_split), TEXTS)))
+    samples_of_split = samples_of_split.take(range(min(len(samples_of_split), most)))
     with as_trained(model.decoder.head_weight.device):
         states, words, texts, written = record_states(model, samples_of_split, progress=progress)
     return states[:, written], words[written], texts[written]
@@ -329,7 +340,7 @@ _CODE = (samples, prompts, loop)
 _VERSION = 1
 
 
-def _load_or_make(
+def load_or_make(
     name: str,
     setting: Setting,
     options: dict[str, Any],
@@ -373,7 +384,12 @@ def _weights_of(name: str) -> list[list[str]]:
     return [[path.name, sha256(path)] for path in files] or [[name, ""]]
 
 
-def _read(model: nn.Module, folder: Path) -> None:
+def read_weights(model: nn.Module, folder: Path) -> None:
+    """The weights of a run's folder into a model, in place.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
     try:
         load_model(model, folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
