@@ -236,6 +236,11 @@ def trained_dtype() -> torch.dtype:
     return torch.bfloat16 if loop.precision() == "bf16" else torch.float32
 
 
+def usual_exits(depth: int) -> tuple[int, ...]:
+    """Layers with an exit: every third below the top, every one of a shallow decoder."""
+    return tuple(range(EVERY, depth, EVERY) if depth >= 4 * EVERY else range(1, depth))
+
+
 def with_exits(
     setting: Setting, exits: tuple[int, ...] | None = None, rank: int = RANK, *, progress: bool = True
 ) -> ExitRun:
@@ -248,7 +253,7 @@ def with_exits(
     plain = finetuned(setting, progress=progress)
     model = plain_model(setting)
     depth, rank = model.decoder.depth, min(rank, model.decoder.width)
-    every = exits or tuple(range(EVERY, depth, EVERY) if depth >= 4 * EVERY else range(1, depth))
+    every = exits or usual_exits(depth)
 
     def train(work: Path) -> tuple[nn.Module, dict[str, pd.DataFrame]]:
         whole = TokenExitModel(model.decoder, every, rank).eval()
