@@ -10,7 +10,7 @@ from eeutils.models.decoder import load_decoder
 from eeutils.models.token_exits import TokenExitModel
 from eeutils.models.token_record import record_tokens
 from eeutils.papers import layerskip
-from eeutils.papers.controls import exit_training
+from eeutils.papers.controls import exit_training, writing_clocks
 from eeutils.papers.layerskip import RotatingExits
 from eeutils.training import decoders
 from eeutils.training.settings import Setting
@@ -61,3 +61,14 @@ def test_drafts_of_the_same_model_gain_nothing(repeating: Setting) -> None:
     (one, other), gained = exit_training.acceptance_gained(run.model, run.model, tokenizer, prompts, 2, 2)
     assert one == other
     assert (gained.low, gained.high) == (0, 0)
+
+
+def test_transformers_drafts_the_same_text_and_its_model_is_left_as_it_was(repeating: Setting) -> None:
+    model, tokenizer = layerskip.trained(repeating).model, decoders.tokenizer_of(repeating)
+    kept, depth = model.decoder.model.generation_config, model.decoder.model.config.num_hidden_layers
+    prompt = decoders.with_exits(repeating).prompts("test")[0]
+    plain = writing_clocks.transformers_way(model, tokenizer)(prompt)
+    drafted = writing_clocks.transformers_drafting(model, tokenizer, 2, 3)(prompt)
+    assert drafted.tolist() == plain.tolist()
+    assert model.decoder.model.generation_config is kept
+    assert model.decoder.model.config.num_hidden_layers == depth == 4
