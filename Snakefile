@@ -30,13 +30,14 @@ NOTEBOOKS = {
     "07_ensemble_exits": [],
     "08_scoreboard": [],
     "09_generation": [],
+    "10_generation_methods": [],
     "11_smartbert": [],
     "12_training_strategies": [],
     "13_learned_rules": [],
 }
 
 # They start first: begun last, a long one would run on alone when all others are done.
-LONG = {"06_hashee", "09_generation", "11_smartbert"}
+LONG = {"06_hashee", "09_generation", "10_generation_methods", "11_smartbert"}
 
 try:
     BATCH = validate(config)

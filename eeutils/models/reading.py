@@ -83,13 +83,12 @@ class HashReader(TokenExitModel):
 
     def reading_flops(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, " prompts"]:
         """What reading each prompt costs, the look for its first word included: known before anything runs."""
-        costs, depth, spent = self.costs, self.decoder.depth, []
-        for prompt in prompts:
-            ids = torch.tensor([list(prompt)], device=self.rank_bits.device)
-            run = self.layers_read(ids, torch.ones_like(ids))[0].cpu()
-            layers = costs.layers(run, torch.arange(1, len(prompt) + 1))
-            spent.append((layers + (depth - run) * costs.fill).sum() + costs.head)
-        return exact(torch.stack(spent))
+        costs, depth, longest = self.costs, self.decoder.depth, max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        run = self.layers_read(ids.to(self.rank_bits.device), mask.to(self.rank_bits.device)).cpu()
+        spent = costs.layers(run, mask.cumsum(dim=1)) + (depth - run) * costs.fill
+        return exact((spent * mask).sum(dim=1) + costs.head)
 
     def window_at(
         self, speedup: float, prompts: Sequence[Sequence[int]], among: Sequence[tuple[int, int]] | None = None

@@ -62,8 +62,11 @@ from eeutils.training.loop import Phase
 from eeutils.training.recorded_policies import RecordedPolicies, as_units, exits_of, recorded_words, said_of
 
 TEXTS, BATCH, RATE, EPOCHS = 600, 64, 1e-3, 8
-"""So many training texts are recorded; units in a batch; the rate of mode 3 (mode 2's is `POLICY_RATE` times that); and
-epochs of mode 2, which cost seconds."""
+"""So many training texts are recorded; units in a batch; the rate of mode 1, of which mode 2's is `POLICY_RATE` times;
+and epochs of mode 2, which cost seconds."""
+TOGETHER = 0.1
+"""Times that rate in mode 3, as in the authors' code: at the whole rate exits forget what mode 1 has taught them."""
+
 Shape = Literal["linear", "bottleneck"]
 """Of a policy: the paper's for LLaMA, or its network for encoders, W2 gelu(W1 z)."""
 
@@ -124,7 +127,7 @@ def learn(
     alone, both = (partial(policy_loss, options, with_exits) for with_exits in (False, True))
     phases = [Phase("policy", alone, lambda model: [model.policies], epochs=EPOCHS, rate=POLICY_RATE)]
     if together:
-        phases.append(Phase("policy and exits", both, epochs=1))
+        phases.append(Phase("policy and exits", both, epochs=1, rate=TOGETHER))
     model.decoder.requires_grad_(False)
     own = replace(base.setting, batch_size=BATCH, learning_rate=RATE)
     history = loop.fit(learner, phases, as_units(memorized_layers(seen.evidence)), own, work, progress=progress)
@@ -183,9 +186,8 @@ def trained(base: ExitRun, options: ConsistentOptions, shape: Shape = "linear", 
         }
         return _learned_parts(model), tables
 
-    directory = load_or_make(
-        "decoder-policy", base.setting, facts_of(base, shape) | {"options": asdict(options)}, train
-    )
+    facts = facts_of(base, shape) | {"together": TOGETHER, "options": asdict(options)}
+    directory = load_or_make("decoder-policy", base.setting, facts, train)
     return PolicyRun(directory, base.setting, base.exits, base.rank, options, shape)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -81,6 +81,13 @@ def reader_of(model: TokenExitModel, setting: Setting, function: str, first_in_f
     return HashReader(decoder, schedule, first_in_full)
 
 
+@lru_cache(maxsize=4)
+def untouched(setting: Setting, function: str) -> HashReader:
+    """`reader_of` the fine-tuned decoder in the arithmetic of its training, to be used under any window."""
+    return reader_of(plain_model(setting), setting, function).to(trained_dtype()).eval()
+
+
+@lru_cache(maxsize=4)
 def training_prompts(setting: Setting) -> Samples:
     """What is read of the training pairs, the question included."""
     pairs = prompts_of(setting, "train")
@@ -109,10 +116,12 @@ class HashRun(DecoderRun):
     @cached_property
     def model(self) -> HashReader:
         """In evaluation mode and in the arithmetic of its training."""
+        if not self.trained:
+            model = untouched(self.setting, self.function)
+            return model.under(model.schedule.window(*self.window))
         model = reader_of(plain_model(self.setting), self.setting, self.function)
         model = model.under(model.schedule.window(*self.window))
-        if self.trained:
-            read_weights(model, self.directory)
+        read_weights(model, self.directory)
         return model.to(trained_dtype()).eval()
 
     def texts(self, split: str, progress: bool = True) -> Outcome:

@@ -1,8 +1,10 @@
 """LayerSkip: Enabling Early Exit Inference and Self-Speculative Decoding (Elhoushi et al., ACL 2024): its training.
 
-All exits share the last norm and head, with nothing of their own; the layers learn to be read early. Here in the light
-form that a library uses, which looks through the head twice a step and not at every layer: one exit at a time, in turn,
-beside the top, and no layer dropout.
+The layers themselves learn to be read early. Here in the light form that a library uses, which looks through the head
+twice a step and not at every layer: one exit at a time, in turn, beside the top, and no layer dropout. It goes on from
+a fine-tuned decoder and the exits that were learned on it frozen: for a decoder that no exit had ever read, as many
+steps were far too few. The paper's exits own nothing but the norm and the head of all; these keep their low-rank maps,
+which learn along.
 
     loss      L = (e CE_l + CE_L) / (1 + e),  l the next exit at every step
 
@@ -15,7 +17,6 @@ beside the top, and no layer dropout.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from eeutils.data.samples import Batch
-from eeutils.models.decoder import load_decoder
+from eeutils.models.decoder import Decoder, load_decoder
 from eeutils.models.stages import Answers, MultiStageModel, stack
 from eeutils.models.token_exits import TokenExitModel, next_words
 from eeutils.training import loop
@@ -33,8 +34,7 @@ from eeutils.training.decoders import (
     load_or_make,
     prompts_of,
     read_weights,
-    trained_dtype,
-    usual_exits,
+    with_exits,
     written_states,
 )
 from eeutils.training.loop import Phase, answer_loss
@@ -46,10 +46,10 @@ EARLY = 1.0
 
 class RotatingExits(TokenExitModel):
     """A decoder whose exits take turns while it trains: a step answers at one of them and at the top, two stages; in
-    evaluation mode all answer. The exits' maps stay what they begin as, the identity."""
+    evaluation mode all answer."""
 
-    def __init__(self, decoder: nn.Module, exits: tuple[int, ...]) -> None:
-        super().__init__(decoder, exits, rank=1)
+    def __init__(self, decoder: Decoder, exits: tuple[int, ...], rank: int) -> None:
+        super().__init__(decoder, exits, rank)
         # With the weights, so that a resumed training goes on with the exit whose turn it is.
         self.register_buffer("turn", torch.zeros((), dtype=torch.long))
 
@@ -76,31 +76,32 @@ def rotating_loss(model: MultiStageModel, answers: Answers, batch: Batch) -> Ten
 
 @dataclass(frozen=True)
 class SkipRun(ExitRun):
-    """A decoder that was fine-tuned with all exits in turn, and what it said."""
+    """A decoder that was trained on with all exits in turn, and what it said."""
 
-    @cached_property
-    def model(self) -> TokenExitModel:
-        """In evaluation mode and in the arithmetic of its training."""
-        model = RotatingExits(load_decoder(self.setting.backbone), self.exits)
+    def built(self) -> TokenExitModel:
+        """A new model with the trained weights, in single precision."""
+        model = RotatingExits(load_decoder(self.setting.backbone), self.exits, self.rank)
         read_weights(model, self.directory)
-        return model.to(trained_dtype()).eval()
+        return model
 
 
 def trained(setting: Setting, exits: tuple[int, ...] | None = None, *, progress: bool = True) -> SkipRun:
-    """The decoder fine-tuned with exits in turn, for as many steps as the plain one; trained when not there yet.
+    """The fine-tuned decoder and its exits, trained on with exits in turn, for as many steps as the fine-tuning had;
+    trained when not there yet.
 
     Args:
         exits: layers, every third unless given.
     """
-    depth = load_decoder(setting.backbone).depth
-    every = exits or usual_exits(depth)
+    start = with_exits(setting, exits, progress=progress)
 
     def train(work: Path) -> tuple[nn.Module, dict[str, pd.DataFrame]]:
-        model = RotatingExits(load_decoder(setting.backbone), every)
-        phase = Phase("fine-tune with exits in turn", rotating_loss, lambda model: [model.decoder])
+        learned = start.built()
+        model = RotatingExits(learned.decoder, start.exits, start.rank)
+        model.maps = learned.maps
+        phase = Phase("exits in turn", rotating_loss)
         history = loop.fit(model, [phase], prompts_of(setting, "train"), setting, work, progress=progress)
         linear = linear_maps(written_states(model, setting, "train", progress)[0])
         return model, {"history": history, "gate-words": gate_words(model, linear, setting, progress)}
 
-    directory = load_or_make("decoder-layerskip", setting, {"exits": every, "early": EARLY}, train)
-    return SkipRun(directory, setting, every, 1)
+    options = {"exits": start.exits, "early": EARLY, "starts_from": start.directory.name}
+    return SkipRun(load_or_make("decoder-layerskip", setting, options, train), setting, start.exits, start.rank)

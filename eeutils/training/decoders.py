@@ -198,10 +198,14 @@ class ExitRun(DecoderRun):
     @cached_property
     def model(self) -> TokenExitModel:
         """In evaluation mode and in the arithmetic of its training: bfloat16 halves what a word has to read."""
+        return self.built().to(trained_dtype()).eval()
+
+    def built(self) -> TokenExitModel:
+        """A new model with the trained weights, in single precision: to be trained further."""
         model = TokenExitModel(plain_model(self.setting).decoder, self.exits, self.rank)
         model.judge = nn.Linear(model.decoder.width, 1)
         read_weights(_exit_parts(model), self.directory)
-        return model.to(trained_dtype()).eval()
+        return model
 
     @cached_property
     def learned(self) -> pd.DataFrame:
@@ -236,11 +240,6 @@ def trained_dtype() -> torch.dtype:
     return torch.bfloat16 if loop.precision() == "bf16" else torch.float32
 
 
-def usual_exits(depth: int) -> tuple[int, ...]:
-    """Layers with an exit: every third below the top, every one of a shallow decoder."""
-    return tuple(range(EVERY, depth, EVERY) if depth >= 4 * EVERY else range(1, depth))
-
-
 def with_exits(
     setting: Setting, exits: tuple[int, ...] | None = None, rank: int = RANK, *, progress: bool = True
 ) -> ExitRun:
@@ -253,7 +252,7 @@ def with_exits(
     plain = finetuned(setting, progress=progress)
     model = plain_model(setting)
     depth, rank = model.decoder.depth, min(rank, model.decoder.width)
-    every = exits or usual_exits(depth)
+    every = exits or tuple(range(EVERY, depth, EVERY) if depth >= 4 * EVERY else range(1, depth))
 
     def train(work: Path) -> tuple[nn.Module, dict[str, pd.DataFrame]]:
         whole = TokenExitModel(model.decoder, every, rank).eval()

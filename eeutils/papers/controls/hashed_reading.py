@@ -17,6 +17,7 @@ from eeutils.data.text_metrics import rouge_l
 from eeutils.exiting.intervals import Interval, bootstrap
 from eeutils.exiting.token_evidence import TokenEvidence
 from eeutils.models.generate import Generator, Outcome
+from eeutils.models.reading import HashReader
 from eeutils.models.schedule import TokenSchedule
 from eeutils.models.timing import race, ratio
 from eeutils.models.token_exits import TokenExitModel
@@ -24,39 +25,69 @@ from eeutils.papers.calm import alike
 from eeutils.papers.hashee_tokens import HashRun
 
 
-def kept(
-    ways: Mapping[str, HashRun], full: tuple[Outcome, TokenEvidence], references: Sequence[str], split: str
+def words(
+    ways: Mapping[str, HashRun],
+    readers: Mapping[str, HashReader],
+    full: TokenEvidence,
+    prompts: Sequence[Sequence[int]],
+    split: str = "test",
 ) -> pd.DataFrame:
-    """A row a way of reading, the full model's first: speed-up of reading in FLOPs and of everything (words included);
-    right, the share of right words under teacher forcing, with low and high of its interval over texts; nats, the mean
-    -log p of the right word; ROUGE-L to the references and to the full model's text; words of a text.
+    """A row a way of reading, in full first: speedup, of reading in FLOPs; right, the share of right words where those
+    before them are given, with low and high of its interval over texts; and nats, the mean -log p of the right word.
 
     Args:
-        full: what the full model wrote, and its evidence, of whose stages the top counts.
+        ways: to read.
+        readers: by hash function, whose schedules say what reading costs.
+        full: what the full model says of the words, of whose stages the top counts.
+        prompts: the split's.
     """
-    rows = [_row("in full", *full, full[0], references)]
+    rows = [_row("in full", 1.0, full)]
     for name, run in ways.items():
-        rows.append(_row(name, run.texts(split), run.evidence(split), full[0], references))
+        reader = readers[run.function]
+        whole, own = (
+            float(reader.under(reader.schedule.window(*window)).reading_flops(prompts).sum())
+            for window in ((reader.decoder.depth, reader.decoder.depth), run.window)
+        )
+        rows.append(_row(name, whole / own, run.evidence(split)))
     return pd.DataFrame(rows)
 
 
-def _row(
-    name: str, outcome: Outcome, evidence: TokenEvidence, full: Outcome, references: Sequence[str]
-) -> dict[str, float | str]:
+def _row(name: str, speedup: float, evidence: TokenEvidence) -> dict[str, float | str]:
     right = right_words(evidence)
     share = bootstrap(lambda _, drawn: float(right[drawn].mean()), len(right), groups=evidence.groups.numpy())
+    nats = -float(evidence.extras["label"][-1].double().mean())
     return {
         "read": name,
-        "reading_speedup": _reading(full) / _reading(outcome),
-        "whole_speedup": (_reading(full) + _writing(full)) / (_reading(outcome) + _writing(outcome)),
+        "speedup": speedup,
         "right": share.estimate,
         "low": share.low,
         "high": share.high,
-        "nats": -float(evidence.extras["label"][-1].double().mean()),
-        "ROUGE-L": float(rouge_l(outcome.texts, references).mean()),
-        "to the full text": float(alike(outcome.texts, full.texts).mean()),
-        "words": float(np.mean([len(one.tokens) for one in outcome.written])),
+        "nats": nats,
     }
+
+
+def texts(outcomes: Mapping[str, Outcome], references: Sequence[str]) -> pd.DataFrame:
+    """A row a way of reading, the first one in full: FLOPs speed-up of reading and of everything, words included;
+    ROUGE-L to the references and to the first one's texts; mean words."""
+    full, rows = next(iter(outcomes.values())), []
+    for name, outcome in outcomes.items():
+        spent = [
+            _reading(full),
+            _reading(outcome),
+            _reading(full) + _writing(full),
+            _reading(outcome) + _writing(outcome),
+        ]
+        rows.append(
+            {
+                "read": name,
+                "reading speed-up": spent[0] / spent[1],
+                "speed-up of all": spent[2] / spent[3],
+                "ROUGE-L": float(rouge_l(outcome.texts, references).mean()),
+                "to the full text": float(alike(outcome.texts, full.texts).mean()),
+                "words": float(np.mean([len(one.tokens) for one in outcome.written])),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _reading(outcome: Outcome) -> float:
@@ -116,7 +147,7 @@ def stopping(schedule: TokenSchedule, prompts: Samples, tokenizer: PreTrainedTok
         common = [tokenizer.decode([token]) for token, _ in Counter(own).most_common(12)]
         rows.append(
             {
-                "layers": f"{low} to {high - 1}",
+                "layers": f"{low} to {high - 1}" if high - low > 1 else f"{low}",
                 "share of tokens": sum(own.values()) / sum(running.values()),
                 "the most frequent": " ".join(word.strip() or "·" for word in common),
             }
