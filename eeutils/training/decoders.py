@@ -198,10 +198,14 @@ class ExitRun(DecoderRun):
     @cached_property
     def model(self) -> TokenExitModel:
         """In evaluation mode and in the arithmetic of its training: bfloat16 halves what a word has to read."""
+        return self.built().to(trained_dtype()).eval()
+
+    def built(self) -> TokenExitModel:
+        """A new model with the trained weights, in single precision: to be trained further."""
         model = TokenExitModel(plain_model(self.setting).decoder, self.exits, self.rank)
         model.judge = nn.Linear(model.decoder.width, 1)
         read_weights(_exit_parts(model), self.directory)
-        return model.to(trained_dtype()).eval()
+        return model
 
     @cached_property
     def learned(self) -> pd.DataFrame:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,14 +25,38 @@ Way = Callable[[list[int]], object]
 MOST = TARGET_TOKENS + 1
 
 
-def transformers_way(model: TokenExitModel, tokenizer: PreTrainedTokenizerBase) -> Way:
-    """The family's own model and transformers' own loop."""
+def transformers_way(model: TokenExitModel, tokenizer: PreTrainedTokenizerBase, **asked: Any) -> Way:
+    """The family's own model and transformers' own loop; what else is asked of it, by name."""
 
     def write(prompt: list[int]) -> object:
         ids = torch.tensor([prompt], device=model.decoder.head_weight.device)
         ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
         mask = torch.ones_like(ids)
-        return model.decoder.model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=MOST, **ends)
+        return model.decoder.model.generate(
+            ids, attention_mask=mask, do_sample=False, max_new_tokens=MOST, **ends, **asked
+        )
+
+    return write
+
+
+def transformers_drafting(model: TokenExitModel, tokenizer: PreTrainedTokenizerBase, layer: int, draft: int) -> Way:
+    """transformers' own self-speculation: its first layers draft with the last norm and head, in a cache of their own,
+    so that prompts are read twice and the lower layers run again when a draft is checked. An exit's map is not used."""
+    inner = model.decoder.model
+    plain = transformers_way(model, tokenizer, assistant_early_exit=layer)
+
+    def write(prompt: list[int]) -> object:
+        # The draft's length is read from the model's own settings; the same words given to generate() are ignored.
+        kept, depth = inner.generation_config, inner.config.num_hidden_layers
+        inner.generation_config = deepcopy(kept)
+        inner.generation_config.num_assistant_tokens = draft
+        inner.generation_config.num_assistant_tokens_schedule = "constant"
+        inner.generation_config.assistant_confidence_threshold = 0.0
+        try:
+            return plain(prompt)
+        finally:
+            # An error inside would leave the model with the layers of its draft.
+            inner.generation_config, inner.config.num_hidden_layers = kept, depth
 
     return write
 
