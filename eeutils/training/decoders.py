@@ -28,7 +28,6 @@ from eeutils.data.pairs import PairTask, check_pair_task, load_pairs
 from eeutils.data.prompts import encode_pairs
 from eeutils.data.samples import Batch, Samples
 from eeutils.errors import InputError, unknown
-from eeutils.exiting.intervals import bootstrap
 from eeutils.exiting.rules import NEVER, Rule
 from eeutils.exiting.token_evidence import TokenEvidence
 from eeutils.files import atomic_write, sha256
@@ -41,12 +40,12 @@ from eeutils.training import loop
 from eeutils.training.checkpoints import remove_checkpoints
 from eeutils.training.fingerprint import environment, key_of, what_it_computes
 from eeutils.training.loop import Phase, answer_loss
-from eeutils.training.probes import TOLERANCE
 from eeutils.training.recorded_exits import (
     RecordedExits,
     as_samples,
     every_exit_loss,
     fit_judge,
+    learned_exits,
     linear_maps,
     start_from,
     words_of,
@@ -284,43 +283,6 @@ def gate_words(
     columns |= {f"exit_{layer}": words for layer, words in zip(model.layers, said, strict=True)}
     columns |= {f"linear_{layer}": words for layer, words in zip(model.layers, probes, strict=False)}
     return pd.DataFrame({name: words.numpy() for name, words in columns.items()})
-
-
-def learned_exits(words: pd.DataFrame) -> pd.DataFrame:
-    """The gate: whether every exit says the right word as often as a whole linear map to the last state would.
-
-    Args:
-        words: as `gate_words` gives them.
-
-    Returns:
-        One row an exit below the top: layer; exit and linear, how often each is right; gap, with low and high of its
-        paired interval over texts (Bonferroni's level); agrees, how often the exit says the top's word; and learned, as
-        in `probes.learned_exits`.
-    """
-    layers = [int(name.removeprefix("linear_")) for name in words if name.startswith("linear_")]
-    top = words[[name for name in words if name.startswith("exit_")][-1]]
-    level, rows = 1 - 0.05 / len(layers), []
-    for layer in layers:
-        own, probe = ((words[f"{kind}_{layer}"] == words.right).to_numpy(float) for kind in ("exit", "linear"))
-        gap = bootstrap(
-            lambda _, drawn, apart=own - probe: float(apart[drawn].mean()),
-            len(words),
-            level=level,
-            groups=words.text.to_numpy(),
-        )
-        rows.append(
-            {
-                "layer": layer,
-                "exit": own.mean(),
-                "linear": probe.mean(),
-                "gap": gap.estimate,
-                "low": gap.low,
-                "high": gap.high,
-                "agrees": (words[f"exit_{layer}"] == top).mean(),
-                "learned": gap.estimate >= -max(TOLERANCE, (gap.high - gap.low) / 2),
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def written_states(

@@ -5,6 +5,7 @@ The learned-exits gate holds each to a linear map: the best least-squares guess 
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
@@ -12,10 +13,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from eeutils.data.samples import Batch, Samples
+from eeutils.exiting.intervals import bootstrap
 from eeutils.models.cost import Spent
 from eeutils.models.stages import Answer, Answers, MultiStageModel
 from eeutils.models.token_exits import TokenExitModel
 from eeutils.training.loop import answer_loss, over_exits
+from eeutils.training.probes import TOLERANCE
 
 RIDGE = 1e-3
 """Times the mean square of a state, added to the diagonal of the least-squares problem."""
@@ -113,6 +116,43 @@ def words_of_linear(
         for matrix, own in zip(maps, states[:-1], strict=True)
     ]
     return torch.stack(said)
+
+
+def learned_exits(words: pd.DataFrame) -> pd.DataFrame:
+    """The gate: whether every exit says the right word as often as a whole linear map to the last state would.
+
+    Args:
+        words: as `gate_words` gives them.
+
+    Returns:
+        One row an exit below the top: layer; exit and linear, how often each is right; gap, with low and high of its
+        paired interval over texts (Bonferroni's level); agrees, how often the exit says the top's word; and learned, as
+        in `probes.learned_exits`.
+    """
+    layers = [int(name.removeprefix("linear_")) for name in words if name.startswith("linear_")]
+    top = words[[name for name in words if name.startswith("exit_")][-1]]
+    level, rows = 1 - 0.05 / len(layers), []
+    for layer in layers:
+        own, probe = ((words[f"{kind}_{layer}"] == words.right).to_numpy(float) for kind in ("exit", "linear"))
+        gap = bootstrap(
+            lambda _, drawn, apart=own - probe: float(apart[drawn].mean()),
+            len(words),
+            level=level,
+            groups=words.text.to_numpy(),
+        )
+        rows.append(
+            {
+                "layer": layer,
+                "exit": own.mean(),
+                "linear": probe.mean(),
+                "gap": gap.estimate,
+                "low": gap.low,
+                "high": gap.high,
+                "agrees": (words[f"exit_{layer}"] == top).mean(),
+                "learned": gap.estimate >= -max(TOLERANCE, (gap.high - gap.low) / 2),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def fit_judge(

@@ -7,7 +7,6 @@ gradient.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,9 +21,9 @@ from eeutils.models.cost import Spent
 from eeutils.models.stages import Answer, MultiStageModel
 from eeutils.models.token_exits import TokenExitModel
 from eeutils.models.token_record import prices_of
-from eeutils.training import loop
 from eeutils.training.decoders import TEXTS, ExitRun, plain_model, read_weights, written_states
 from eeutils.training.recorded_exits import as_samples
+from eeutils.training.runs import as_trained
 
 RIGHT = 0
 """The class of the right word, of the two that are told apart."""
@@ -149,7 +148,7 @@ def said_of(
     other token (texts are short, so that tells speeds apart well enough to choose by), and `right_or_not`."""
     logits, extras, said = [], [], []
     for stage in range(model.stages):
-        with training_arithmetic(model):
+        with as_trained(model.decoder.head_weight.device):
             parts = [model.say(stage, part.float()).float() for part in states[stage].split(chunk)]
         pieces = [signals_of(part, right) for part, right in zip(parts, words.split(chunk), strict=True)]
         logits.append(torch.cat([kept for kept, _ in pieces]))
@@ -171,8 +170,3 @@ def said_of(
         prices=prices_of(model),
     )
     return evidence.priced("state"), torch.stack(said)
-
-
-def training_arithmetic(model: TokenExitModel) -> AbstractContextManager:
-    """The arithmetic of training, outside the loop."""
-    return torch.autocast(model.decoder.head_weight.device.type, torch.bfloat16, enabled=loop.precision() == "bf16")
