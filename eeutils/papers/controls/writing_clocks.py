@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from eeutils.exiting.intervals import Interval, bootstrap
 from eeutils.models.generate import Generator
@@ -52,9 +53,13 @@ def transformers_drafting(model: TokenExitModel, tokenizer: PreTrainedTokenizerB
         inner.generation_config.num_assistant_tokens = draft
         inner.generation_config.num_assistant_tokens_schedule = "constant"
         inner.generation_config.assistant_confidence_threshold = 0.0
+        level = transformers_logging.get_verbosity()
+        # It hands its draft two kinds of settings at once, and warns of that itself.
+        transformers_logging.set_verbosity_error()
         try:
             return plain(prompt)
         finally:
+            transformers_logging.set_verbosity(level)
             # An error inside would leave the model with the layers of its draft.
             inner.generation_config, inner.config.num_hidden_layers = kept, depth
 
