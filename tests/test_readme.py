@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from eeutils.data.specs import spec_of
 from eeutils.data.tasks import load_task
 from eeutils.files import repository_root
 from tests.helpers import untyped
-from workflow import rivals
+from workflow import rivals, serving
 
 ROOT = repository_root()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -117,8 +118,9 @@ def test_links_and_figures_exist(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_the_page_on_rivals_is_what_its_table_says() -> None:
-    assert read(rivals.PAGE) == rivals.page(pd.read_csv(rivals.OUTPUT))
+@pytest.mark.parametrize("measured", [rivals, serving], ids=["rivals", "serving"])
+def test_a_page_on_what_was_measured_is_what_its_table_says(measured: ModuleType) -> None:
+    assert read(measured.PAGE) == measured.page(pd.read_csv(measured.OUTPUT))
 
 
 def rooms_of_the_map() -> dict[str, set[str]]:

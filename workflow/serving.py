@@ -115,15 +115,16 @@ class Size:
     """How much is measured and simulated."""
 
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    rounds: int = 8
+    rounds: int = 15
     requests: int = 4000
     real: int = 600
+    tries: int = 3
     loads: tuple[float, ...] = (0.3, 0.6, 0.9, 1.2, 1.5, SATURATED)
     real_loads: tuple[float, ...] = (0.9, SATURATED)
 
 
 FULL = Size()
-QUICK = Size((1, 4), 2, 60, 12, (0.5, SATURATED), (SATURATED,))
+QUICK = Size((1, 4), 2, 60, 12, 1, (0.5, SATURATED), (0.5, SATURATED))
 
 
 def measure(profile: str, task: str, backbone: str, size: Size) -> pd.DataFrame:
@@ -161,12 +162,13 @@ def measure(profile: str, task: str, backbone: str, size: Size) -> pd.DataFrame:
             for kind, count, loads in (("simulated", size.requests, size.loads), ("real", size.real, size.real_loads)):
                 for load in loads:
                     arrivals = poisson(count, load * capacity)
-                    engine = (
-                        engines[model]
-                        if kind == "simulated"
-                        else Exported(graphs, [tokens[model][row] for row in drawn[:count]])
-                    )
-                    served = serve(engine, arrivals, way)
+                    if kind == "simulated":
+                        tries = [serve(engines[model], arrivals, way)]
+                    else:
+                        asked = [tokens[model][row] for row in drawn[:count]]
+                        tries = [serve(Exported(graphs, asked), arrivals, way) for _ in range(size.tries)]
+                    # Of several tries the middle one: whatever else a machine does slows one of them down.
+                    served = sorted(tries, key=lambda one: float(np.quantile(one.waits, 0.95)))[len(tries) // 2]
                     rows.append(
                         {
                             "way": way.name,
@@ -224,10 +226,18 @@ def _mean_batch(rows: pd.DataFrame, way: str) -> float:
 
 def _deviation(simulated: pd.DataFrame, real: pd.DataFrame) -> str:
     both = real.merge(simulated, on=["way", "load"], suffixes=("", "_simulated"))
-    full = both[both.load == SATURATED]
-    apart = (full.per_second / full.per_second_simulated - 1).tolist()
-    told = ", ".join(f"{way} {gap:+.0%}" for way, gap in zip(full.way, apart, strict=True))
-    return f"texts a second at most differ from the simulation by: {told}."
+    told = []
+    for row in both[both.load != SATURATED].itertuples():
+        most = both[(both.way == row.way) & (both.load == SATURATED)].iloc[0]
+        told.append(
+            f"{row.way} {row.p95_ms:.0f} ms ({row.p95_ms_simulated:.0f}) and {most.per_second:.0f} "
+            f"({most.per_second_simulated:.0f})"
+        )
+    load = both.load.min()
+    return (
+        f"95% of answers at load {load:g} and texts a second at most, the middle of three tries, in brackets as "
+        f"simulated: {'; '.join(told)}."
+    )
 
 
 def write_page() -> None:

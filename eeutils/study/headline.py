@@ -1,7 +1,7 @@
 """The headline of README: a short table out of the study's, and where it stands."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -33,10 +33,12 @@ def headline_table(*grounds: pd.DataFrame, speedup: float = 2.0) -> str:
         InputError: no task that was learned, or nothing of this speed-up in a table.
     """
     tables, facts, reasons = [], [], []
-    for scores in grounds:
-        rows = _at(scores, speedup)
+    found = [_at(scores, speedup) for scores in grounds]
+    # Who is the highest of one task is shown on all of them.
+    highest = {name for rows in found for name in rows.loc[rows.groupby("task").score.idxmax(), "method"]}
+    for scores, rows in zip(grounds, found, strict=True):
         name = rows.backbone.iloc[0]
-        table = _columns(scores, rows)
+        table = _columns(scores, rows, {*BASELINES, *highest})
         if len(grounds) > 1:
             table.columns = [f"{title}, {name}" for title in table.columns]
         tables.append(table)
@@ -66,15 +68,16 @@ def _at(scores: pd.DataFrame, speedup: float) -> pd.DataFrame:
     return rows
 
 
-def _columns(scores: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """A column a task, of one encoder: what stands in each cell of the table."""
+def _columns(scores: pd.DataFrame, rows: pd.DataFrame, beside: Collection[str]) -> pd.DataFrame:
+    """A column a task, of one encoder: what stands in each cell of the table, for methods and for what stands beside
+    them."""
     best = rows.groupby("task").score.transform("max")
     cells = []
     for row, top in zip(rows.itertuples(), best, strict=True):
         score = f"**{row.score:.3f}**" if row.score == top else f"{row.score:.3f}"
         cells.append(score + page.arrow(row))
     shown = rows.assign(cell=cells)
-    shown = shown[(shown.kind == "method") | shown.method.isin(BASELINES) | (shown.score == best)]
+    shown = shown[(shown.kind == "method") | shown.method.isin(beside)]
     # One and the same for every line: what a line has less its distance.
     blind = rows.dropna(subset=["over_blind"]).groupby("task", sort=False).first().reset_index()
     blind = blind.assign(method=BLIND, cell=(blind.score - blind.over_blind).map("{:.3f}".format))
