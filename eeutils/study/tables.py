@@ -432,7 +432,8 @@ def search(setting: Setting) -> Rows:
     for label, trials in search_of(budget).items():
         tried = [(trial, run) for trial in trials if (run := trial.wanted.find(setting))]
         standard = [run for trial, run in tried if _is_default(trial, run)]
-        if not standard:
+        # Defaults are runs of the study, too: alone they are no search.
+        if not standard or len(standard) == len(tried):
             continue
         rule = rules[label] if standard[0].dev.stages > 1 else fixed()
         curves = [tradeoff.sweep(run.dev, rule, run.metric) for _, run in tried]
