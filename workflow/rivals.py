@@ -7,8 +7,6 @@ median over the rounds counts. Longer texts are test sentences of one label, one
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +24,7 @@ from eeutils.deploy import Deployed
 from eeutils.deploy.exporting import evidence_of, named_inputs
 from eeutils.exiting.rules import NEVER, entropy, fixed
 from eeutils.exiting.tradeoff import predict, threshold_for_speedup
-from eeutils.files import atomic_write, repository_root
+from eeutils.files import repository_root
 from eeutils.models.backbone import load_tokenizer
 from eeutils.models.record import record
 from eeutils.models.runtime import Runtime
@@ -38,6 +36,7 @@ from eeutils.training.fingerprint import environment
 from eeutils.training.loop import best_device
 from eeutils.training.runs import load_or_train, metric_of
 from eeutils.training.settings import Setting
+from workflow.measured import Measurement
 
 OUTPUT = repository_root() / "data" / "results" / "rivals.csv"
 PAGE = repository_root() / "docs" / "rivals.md"
@@ -219,31 +218,7 @@ def _raced(
     ]
 
 
-def write_page() -> None:
-    """`page` of the committed table, where docs have it."""
-    with atomic_write(PAGE) as partial_file:
-        partial_file.write_text(page(pd.read_csv(OUTPUT)), encoding="utf-8")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line: print the table and write it, whole or not at all."""
-    parser = argparse.ArgumentParser(prog="python -m workflow.rivals", description="Early exits beside their rivals.")
-    parser.add_argument("--quick", action="store_true", help="in a minute or two: the figures mean nothing")
-    parser.add_argument("--task", default="movie")
-    parser.add_argument("--backbone", default="minilm-l6")
-    parser.add_argument("--output", type=Path, help=f"the table as CSV (default: {OUTPUT.name} in data/results/)")
-    options = parser.parse_args(arguments)
-    profile, size = ("smoke", QUICK) if options.quick else ("quick", FULL)
-    table = measure(profile, options.task, options.backbone, size)
-    output = options.output or (None if options.quick else OUTPUT)
-    if output is not None:
-        with atomic_write(output) as partial_file:
-            table.to_csv(partial_file, index=False, float_format="%.4g")
-    if output == OUTPUT:
-        write_page()
-    with pd.option_context("display.width", None, "display.max_rows", None):
-        sys.stdout.write(table.drop(columns=["threads", "commit"]).round(3).to_string(index=False) + "\n")
-
+MEASUREMENT = Measurement("rivals", "Early exits beside their rivals.", measure, page, FULL, QUICK, OUTPUT, PAGE)
 
 if __name__ == "__main__":
-    main()
+    MEASUREMENT.run()

@@ -7,8 +7,6 @@ over idle time, and what is computed takes the time that it takes.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,11 +22,12 @@ from eeutils.deploy import Deployed
 from eeutils.deploy.served import Arrays
 from eeutils.errors import InputError
 from eeutils.exiting.rules import NEVER, entropy
-from eeutils.files import atomic_write, repository_root
+from eeutils.files import repository_root
 from eeutils.papers import finetuned, pabee
 from eeutils.training.fingerprint import environment
 from eeutils.training.runs import load_or_train
 from eeutils.training.settings import Setting
+from workflow.measured import Measurement
 from workflow.queues import SATURATED, Measured, Way, poisson, serve
 
 OUTPUT = repository_root() / "data" / "results" / "serving.csv"
@@ -240,31 +239,7 @@ def _deviation(simulated: pd.DataFrame, real: pd.DataFrame) -> str:
     )
 
 
-def write_page() -> None:
-    """`page` of the committed table, where docs have it."""
-    with atomic_write(PAGE) as partial_file:
-        partial_file.write_text(page(pd.read_csv(OUTPUT)), encoding="utf-8")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line: print the table and write it, whole or not at all."""
-    parser = argparse.ArgumentParser(prog="python -m workflow.serving", description="Early exits under load.")
-    parser.add_argument("--quick", action="store_true", help="in a minute or two: the figures mean nothing")
-    parser.add_argument("--task", default="movie")
-    parser.add_argument("--backbone", default="minilm-l6")
-    parser.add_argument("--output", type=Path, help=f"the table as CSV (default: {OUTPUT.name} in data/results/)")
-    options = parser.parse_args(arguments)
-    profile, size = ("smoke", QUICK) if options.quick else ("quick", FULL)
-    table = measure(profile, options.task, options.backbone, size)
-    output = options.output or (None if options.quick else OUTPUT)
-    if output is not None:
-        with atomic_write(output) as partial_file:
-            table.to_csv(partial_file, index=False, float_format="%.4g")
-    if output == OUTPUT:
-        write_page()
-    with pd.option_context("display.width", None, "display.max_rows", None):
-        sys.stdout.write(table.drop(columns=["threads", "commit"]).round(3).to_string(index=False) + "\n")
-
+MEASUREMENT = Measurement("serving", "Early exits under load.", measure, page, FULL, QUICK, OUTPUT, PAGE)
 
 if __name__ == "__main__":
-    main()
+    MEASUREMENT.run()
