@@ -8,7 +8,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
-from selenium.webdriver.support.ui import Select
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from eeutils.data.tasks import task_of
 from eeutils.errors import InputError
@@ -123,6 +123,8 @@ def test_a_sentence_opened_by_keyboard_tells_what_every_exit_said(opened: WebDri
     stages = tradeoff.decide(FIRST, RULES[0], read(opened)["threshold"]).stages
     first = opened.find_element(By.CSS_SELECTOR, "#sentences summary")
     first.send_keys(Keys.ENTER)
+    # A browser tells its page that a sentence was opened once it finds the time.
+    WebDriverWait(opened, 20).until(lambda page: page.find_elements(By.CSS_SELECTOR, "#sentences tbody tr"))
     rows = [row.text for row in opened.find_elements(By.CSS_SELECTOR, "#sentences tbody tr")]
     assert len(rows) == FIRST.stages
     for stage, row in enumerate(rows):
