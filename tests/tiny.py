@@ -17,6 +17,9 @@ from eeutils.models.exits import MultiExitModel, exits_on_all_layers
 from eeutils.models.families import FAMILIES
 from eeutils.models.stages import MultiStageModel
 
+VOCABULARY, END = 40, 2
+"""Of tiny decoders: how many words they have, and the one that ends a text."""
+
 WORDS = [
     "good",
     "bad",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -105,8 +105,7 @@ def stage_times(
 
 
 def _at(graphs: Deployed, threshold: float) -> Deployed:
-    config = graphs.config | {"threshold": None if threshold == NEVER else threshold}
-    return Deployed(graphs.folder, config, graphs.threads, graphs._sessions)
+    return replace(graphs, config=graphs.config | {"threshold": None if threshold == NEVER else threshold})
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,11 @@ def _members(groups: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
 
 
+def mean_interval(values: np.ndarray, **options: Any) -> Interval:
+    """The mean of (N,) values, with the options of `bootstrap`; paired, where they are differences."""
+    return bootstrap(lambda _, rows: float(values[rows].mean()), len(values), **options)
+
+
 def score_interval(metric: Metric, predictions: Sequence[np.ndarray], labels: np.ndarray, **options: Any) -> Interval:
     """A score with its interval; `predictions` has one (N,) array per seed. Options are those of `bootstrap`."""
     return bootstrap(

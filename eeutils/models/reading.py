@@ -106,13 +106,14 @@ class HashReader(TokenExitModel):
         """
         if speedup < 1:
             raise InputError(f"a speed-up of reading is 1 or more; got {speedup}")
-        whole = self._reading_with((self.decoder.depth, self.decoder.depth), prompts)
+        whole = self.reading_under((self.decoder.depth, self.decoder.depth), prompts)
         return min(
             among or windows(self.decoder.depth),
-            key=lambda window: abs(whole / self._reading_with(window, prompts) - speedup),
+            key=lambda window: abs(whole / self.reading_under(window, prompts) - speedup),
         )
 
-    def _reading_with(self, window: tuple[int, int], prompts: Sequence[Sequence[int]]) -> float:
+    def reading_under(self, window: tuple[int, int], prompts: Sequence[Sequence[int]]) -> float:
+        """What reading all of these prompts costs with another window of layers."""
         return float(self.under(self.schedule.window(*window)).reading_flops(prompts).sum())
 
     def _run(

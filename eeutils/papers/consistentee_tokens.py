@@ -50,7 +50,6 @@ from eeutils.papers.consistentee import (
 from eeutils.papers.treatments import Treatment, collapse_in
 from eeutils.training import loop
 from eeutils.training.decoders import (
-    TARGET_TOKENS,
     ExitRun,
     load_or_make,
     plain_model,
@@ -59,7 +58,7 @@ from eeutils.training.decoders import (
     trained_dtype,
 )
 from eeutils.training.loop import Phase
-from eeutils.training.recorded_policies import RecordedPolicies, as_units, exits_of, recorded_words, said_of
+from eeutils.training.recorded_policies import RecordedPolicies, as_units, recorded_words, said_of
 
 TEXTS, BATCH, RATE, EPOCHS = 600, 64, 1e-3, 8
 """So many training texts are recorded; units in a batch; the rate of mode 1, of which mode 2's is `POLICY_RATE` times;
@@ -118,7 +117,7 @@ def learn(
 ) -> tuple[PolicyTokenModel, pd.DataFrame]:
     """Mode 2, and mode 3 behind it if `together`, from recorded words: the model in single precision, and the history
     of its training."""
-    exits, seen = exits_of(base), recorded_words(base, "train", TEXTS, progress)
+    exits, seen = base.built().eval(), recorded_words(base, "train", TEXTS, progress)
     left = range(exits.stages - 1, 0, -1)
     policies = nn.ModuleList(TokenPolicy(own, more, shape) for own, more in zip(seen.states, left, strict=False))
     model = PolicyTokenModel(exits.decoder, base.exits, base.rank, policies)
@@ -145,15 +144,20 @@ class PolicyRun(ExitRun):
     def model(self) -> PolicyTokenModel:
         """In evaluation mode and in the arithmetic of its training; policies stay in single precision, for they take
         off means that are much larger than what is left."""
+        model = self.built()
+        for part in (model.decoder, model.maps):
+            part.to(trained_dtype())
+        return model.eval()
+
+    def built(self) -> PolicyTokenModel:
+        """A new model with the trained weights, in single precision."""
         decoder = plain_model(self.setting).decoder
         empty = torch.zeros(2, decoder.width)
         left = range(len(self.exits), 0, -1)
         policies = nn.ModuleList(TokenPolicy(empty, more, self.shape) for more in left)
         model = PolicyTokenModel(decoder, self.exits, self.rank, policies)
         read_weights(_learned_parts(model), self.directory)
-        for part in (model.decoder, model.maps):
-            part.to(trained_dtype())
-        return model.eval()
+        return model
 
     @cached_property
     def check(self) -> Treatment:
@@ -164,11 +168,10 @@ class PolicyRun(ExitRun):
     def texts(self, split: str, progress: bool = True) -> Outcome:
         """What it writes on a split at the one threshold that it is meant for."""
 
-        def make() -> list[Outcome]:
-            generator = Generator(self.model, tokenizer_of(self.setting), policy(), OPERATING_POINT)
-            return [generator.generate_tokens(self.prompts(split), TARGET_TOKENS + 1, 16, progress)]
+        def writer() -> Generator:
+            return Generator(self.model, tokenizer_of(self.setting), policy(), OPERATING_POINT)
 
-        return self.written(split, {"policy": OPERATING_POINT}, make)[0]
+        return self.written_by(split, {"policy": OPERATING_POINT}, writer, progress)
 
 
 def trained(base: ExitRun, options: ConsistentOptions, shape: Shape = "linear", *, progress: bool = True) -> PolicyRun:

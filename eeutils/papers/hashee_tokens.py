@@ -33,7 +33,6 @@ from eeutils.models.token_exits import TokenExitModel
 from eeutils.models.token_record import record_tokens
 from eeutils.training import loop
 from eeutils.training.decoders import (
-    TARGET_TOKENS,
     DecoderRun,
     finetuned,
     load_or_make,
@@ -44,9 +43,7 @@ from eeutils.training.decoders import (
     tokenizer_of,
     trained_dtype,
 )
-from eeutils.training.fingerprint import key_of
 from eeutils.training.loop import Phase
-from eeutils.training.runs import KEY_LETTERS
 from eeutils.training.settings import Setting
 
 SHARE = 0.5
@@ -126,20 +123,12 @@ class HashRun(DecoderRun):
 
     def texts(self, split: str, progress: bool = True) -> Outcome:
         """What it writes on a split, every word in full."""
-
-        def make() -> list[Outcome]:
-            generator = Generator(self.model, tokenizer_of(self.setting))
-            return [generator.generate_tokens(self.prompts(split), TARGET_TOKENS + 1, 16, progress)]
-
-        return self.written(split, self._how, make)[0]
+        return self.written_by(split, self._how, lambda: Generator(self.model, tokenizer_of(self.setting)), progress)
 
     def evidence(self, split: str, progress: bool = True) -> TokenEvidence:
         """What it says of the words of a split's own targets, recorded once."""
-        about = key_of({"about": [self.task.fingerprints[split], self._how]})[:KEY_LETTERS]
-        path = self.directory / f"evidence-{split}-{about}.safetensors"
-        if not path.exists():
-            record_tokens(self.model, prompts_of(self.setting, split), progress=progress).save(path)
-        return TokenEvidence.load(path)
+        texts = prompts_of(self.setting, split)
+        return self.recorded(split, [self._how], lambda: record_tokens(self.model, texts, progress=progress))
 
     @property
     def _how(self) -> dict[str, object]:

@@ -32,7 +32,7 @@ from eeutils.exiting.rules import NEVER, Rule
 from eeutils.exiting.token_evidence import TokenEvidence
 from eeutils.files import atomic_write, sha256
 from eeutils.models.decoder import Decoder, check_decoder, load_decoder, load_decoder_tokenizer, resolve_decoder
-from eeutils.models.generate import Outcome, Written
+from eeutils.models.generate import Generator, Outcome, Written
 from eeutils.models.stages import Answers, MultiStageModel
 from eeutils.models.token_exits import TokenExitModel, next_words
 from eeutils.models.token_record import prices_of, record_states, record_tokens
@@ -186,6 +186,24 @@ class DecoderRun:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return [Outcome(**{**one, "written": [Written(**each) for each in one["written"]]}) for one in kept]
 
+    def written_by(
+        self, split: str, how: Mapping[str, Any], writer: Callable[[], Generator], progress: bool = True
+    ) -> Outcome:
+        """What one generator, made when it is needed, writes on a split; kept as by `written`."""
+
+        def make() -> list[Outcome]:
+            return [writer().generate_tokens(self.prompts(split), TARGET_TOKENS + 1, 16, progress)]
+
+        return self.written(split, how, make)[0]
+
+    def recorded(self, split: str, how: list[Any], make: Callable[[], TokenEvidence]) -> TokenEvidence:
+        """What `make` records of a split, kept with the run under all that decides it (`how`)."""
+        about = [self.task.fingerprints[split], *how]
+        path = self.directory / f"evidence-{split}-{key_of({'about': about})[:KEY_LETTERS]}.safetensors"
+        if not path.exists():
+            make().save(path)
+        return TokenEvidence.load(path)
+
 
 @dataclass(frozen=True)
 class ExitRun(DecoderRun):
@@ -224,14 +242,15 @@ class ExitRun(DecoderRun):
     def evidence(self, split: str, rule: Rule | None = None, threshold: float = NEVER) -> TokenEvidence:
         """What the stages say of the words of a split's own targets: all tokens running all layers, which leaves keys
         and values exact, or frozen where a rule lets them leave. Recorded once."""
-        about = [pairs_of(self.setting).fingerprints[split], rule.name if rule else "", threshold if rule else 0]
-        path = self.directory / f"evidence-{split}-{key_of({'about': about})[:KEY_LETTERS]}.safetensors"
-        if not path.exists():
+        shortlist = self.shortlist
+
+        def make() -> TokenEvidence:
             texts = prompts_of(self.setting, split)
-            shortlist = self.shortlist
-            record_tokens(self.model, texts, rule, threshold, shortlist=shortlist, progress=True).save(path)
-        prices = prices_of(self.model, len(self.shortlist))
-        return replace(TokenEvidence.load(path), prices=prices).priced(rule.look if rule else "head")
+            return record_tokens(self.model, texts, rule, threshold, shortlist=shortlist, progress=True)
+
+        found = self.recorded(split, [rule.name if rule else "", threshold if rule else 0], make)
+        prices = prices_of(self.model, len(shortlist))
+        return replace(found, prices=prices).priced(rule.look if rule else "head")
 
 
 def trained_dtype() -> torch.dtype:

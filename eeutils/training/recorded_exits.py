@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from eeutils.data.samples import Batch, Samples
-from eeutils.exiting.intervals import bootstrap
+from eeutils.exiting.intervals import mean_interval
 from eeutils.models.cost import Spent
 from eeutils.models.stages import Answer, Answers, MultiStageModel
 from eeutils.models.token_exits import TokenExitModel
@@ -134,12 +134,7 @@ def learned_exits(words: pd.DataFrame) -> pd.DataFrame:
     level, rows = 1 - 0.05 / len(layers), []
     for layer in layers:
         own, probe = ((words[f"{kind}_{layer}"] == words.right).to_numpy(float) for kind in ("exit", "linear"))
-        gap = bootstrap(
-            lambda _, drawn, apart=own - probe: float(apart[drawn].mean()),
-            len(words),
-            level=level,
-            groups=words.text.to_numpy(),
-        )
+        gap = mean_interval(own - probe, level=level, groups=words.text.to_numpy())
         rows.append(
             {
                 "layer": layer,

@@ -21,7 +21,7 @@ from eeutils.models.cost import Spent
 from eeutils.models.stages import Answer, MultiStageModel
 from eeutils.models.token_exits import TokenExitModel
 from eeutils.models.token_record import prices_of
-from eeutils.training.decoders import TEXTS, ExitRun, plain_model, read_weights, written_states
+from eeutils.training.decoders import TEXTS, ExitRun, written_states
 from eeutils.training.recorded_exits import as_samples
 from eeutils.training.runs import as_trained
 
@@ -124,16 +124,9 @@ class RecordedWords:
 @lru_cache(maxsize=4)
 def recorded_words(run: ExitRun, split: str, texts: int = TEXTS, progress: bool = True) -> RecordedWords:
     """The words of a split's first texts that may leave early, recorded once in this process."""
-    model = exits_of(run)
+    model = run.built().eval()
     states, words, of_texts = written_states(model, run.setting, split, progress, texts)
     return RecordedWords(states, words, *said_of(model, states, words, of_texts))
-
-
-def exits_of(run: ExitRun) -> TokenExitModel:
-    """The model of a run in single precision, with maps of its own to learn on."""
-    model = TokenExitModel(plain_model(run.setting).decoder, run.exits, run.rank)
-    read_weights(nn.ModuleDict({"maps": model.maps, "judge": nn.Linear(model.decoder.width, 1)}), run.directory)
-    return model.eval()
 
 
 @torch.inference_mode()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from eeutils.data import tasks
 from eeutils.data.pairs import load_pairs
 from eeutils.training import decoders, runs
 from eeutils.training.settings import Setting
-from tests.tiny import WORDS, tiny_encoder, tiny_task, tiny_tokenizer
+from tests.tiny import END, VOCABULARY, WORDS, tiny_encoder, tiny_task, tiny_tokenizer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,3 +89,18 @@ def repeating(decoder_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     load_pairs.cache_clear()
     return decoders.decoder_setting("smoke", str(file), decoder_folder, 0, train_size=None, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """That of decoders with `VOCABULARY` words, of which `END` ends a text."""
+    made = tiny_tokenizer()
+    made.eos_token = made.convert_ids_to_tokens(END)
+    return made
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """Of different lengths, for the same decoders."""
+    random = torch.Generator().manual_seed(2)
+    return [torch.randint(3, VOCABULARY, (count,), generator=random).tolist() for count in (5, 9, 3, 7, 6, 1, 8, 4)]

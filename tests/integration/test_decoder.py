@@ -29,9 +29,8 @@ from eeutils.models.generate import Generator, write_under
 from eeutils.models.token_exits import TokenExitModel
 from eeutils.models.token_record import record_tokens
 from eeutils.papers.self_speculation import speculate
-from tests.tiny import tiny_tokenizer
+from tests.tiny import END, VOCABULARY
 
-VOCABULARY, END = 40, 2
 _SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": END, "initializer_range": 0.3}
 _LLAMA = _SIZES | {
     "hidden_size": 32,
@@ -62,19 +61,6 @@ def with_exits(family: str = "llama") -> TokenExitModel:
         for weight in model.maps.parameters():
             torch.nn.init.normal_(weight, std=0.1)
     return model
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    made = tiny_tokenizer()
-    made.eos_token = made.convert_ids_to_tokens(END)
-    return made
-
-
-@pytest.fixture(scope="module")
-def prompts() -> list[list[int]]:
-    random = torch.Generator().manual_seed(2)
-    return [torch.randint(3, VOCABULARY, (count,), generator=random).tolist() for count in (5, 9, 3, 7, 6, 1, 8, 4)]
 
 
 def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -25,9 +25,9 @@ from eeutils.papers.controls import token_policies
 from eeutils.training import decoders
 from eeutils.training.recorded_policies import RecordedPolicies, as_units, right_or_not, said_of
 from eeutils.training.settings import Setting
-from tests.tiny import tiny_tokenizer
+from tests.tiny import END, VOCABULARY
 
-VOCABULARY, END, DEPTH = 40, 2, 6
+DEPTH = 6
 
 
 def hugging_face() -> LlamaForCausalLM:
@@ -50,19 +50,6 @@ def reader(first: int, last: int, first_in_full: bool = True) -> HashReader:
     ranks = torch.rand(VOCABULARY, generator=torch.Generator().manual_seed(1))
     ranks[3] = 1.0  # a type that training never saw
     return HashReader(Decoder(hugging_face()), TokenSchedule(ranks, DEPTH, first, last), first_in_full).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    made = tiny_tokenizer()
-    made.eos_token = made.convert_ids_to_tokens(END)
-    return made
-
-
-@pytest.fixture(scope="module")
-def prompts() -> list[list[int]]:
-    random = torch.Generator().manual_seed(2)
-    return [torch.randint(3, VOCABULARY, (count,), generator=random).tolist() for count in (5, 9, 3, 7, 6, 1, 8, 4)]
 
 
 def as_texts(prompts: list[list[int]], targets: list[list[int]]) -> Samples:

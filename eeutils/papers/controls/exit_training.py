@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from eeutils.exiting.intervals import Interval, bootstrap
+from eeutils.exiting.intervals import Interval, bootstrap, mean_interval
 from eeutils.exiting.token_evidence import TokenEvidence
 from eeutils.models.token_exits import TokenExitModel
 from eeutils.papers.controls.writing_clocks import MOST
@@ -28,7 +28,7 @@ def agreement_gained(one: TokenEvidence, other: TokenEvidence, layer: int) -> In
     """How much oftener the first one's exit says its own top's word than the second one's, over texts."""
     stage = one.layers.index(layer)
     apart = [(each.predictions[stage] == each.predictions[-1]).double().numpy() for each in (one, other)]
-    return _over_texts(apart[0] - apart[1], one)
+    return mean_interval(apart[0] - apart[1], groups=one.groups.numpy())
 
 
 def perplexity_raised(one: TokenEvidence, other: TokenEvidence) -> Interval:
@@ -64,7 +64,3 @@ def acceptance_gained(
     whole = shares(np.arange(len(prompts)))
     gained = bootstrap(lambda _, rows: float(np.subtract(*shares(rows))), len(prompts))
     return (float(whole[0]), float(whole[1])), gained
-
-
-def _over_texts(gaps: np.ndarray, evidence: TokenEvidence) -> Interval:
-    return bootstrap(lambda _, rows: float(gaps[rows].mean()), len(gaps), groups=evidence.groups.numpy())

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eeutils.data.samples import Samples
 from eeutils.data.text_metrics import rouge_l
-from eeutils.exiting.intervals import Interval, bootstrap
+from eeutils.exiting.intervals import Interval, mean_interval
 from eeutils.exiting.token_evidence import TokenEvidence
 from eeutils.models.generate import Generator, Outcome
 from eeutils.models.reading import HashReader
@@ -44,17 +44,15 @@ def words(
     rows = [_row("in full", 1.0, full)]
     for name, run in ways.items():
         reader = readers[run.function]
-        whole, own = (
-            float(reader.under(reader.schedule.window(*window)).reading_flops(prompts).sum())
-            for window in ((reader.decoder.depth, reader.decoder.depth), run.window)
-        )
+        depth = reader.decoder.depth
+        whole, own = (reader.reading_under(window, prompts) for window in ((depth, depth), run.window))
         rows.append(_row(name, whole / own, run.evidence(split)))
     return pd.DataFrame(rows)
 
 
 def _row(name: str, speedup: float, evidence: TokenEvidence) -> dict[str, float | str]:
     right = right_words(evidence)
-    share = bootstrap(lambda _, drawn: float(right[drawn].mean()), len(right), groups=evidence.groups.numpy())
+    share = mean_interval(right, groups=evidence.groups.numpy())
     nats = -float(evidence.extras["label"][-1].double().mean())
     return {
         "read": name,
@@ -106,13 +104,13 @@ def right_words(evidence: TokenEvidence) -> np.ndarray:
 def more_right(ours: TokenEvidence, theirs: TokenEvidence) -> Interval:
     """Share of right words of one way to read minus that of another, paired, over texts."""
     gap = right_words(ours) - right_words(theirs)
-    return bootstrap(lambda _, drawn: float(gap[drawn].mean()), len(gap), groups=ours.groups.numpy())
+    return mean_interval(gap, groups=ours.groups.numpy())
 
 
 def better_texts(ours: Outcome, theirs: Outcome, references: Sequence[str]) -> Interval:
     """ROUGE-L to the references of one way to read minus that of another, paired, over texts."""
     gap = rouge_l(ours.texts, references) - rouge_l(theirs.texts, references)
-    return bootstrap(lambda _, drawn: float(gap[drawn].mean()), len(gap))
+    return mean_interval(gap)
 
 
 def prefill(

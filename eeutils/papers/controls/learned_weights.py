@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from eeutils.data.samples import Batch, LengthBuckets, Samples
 from eeutils.exiting.evidence import Evidence
-from eeutils.exiting.intervals import Interval, bootstrap
+from eeutils.exiting.intervals import Interval, bootstrap, mean_interval
 from eeutils.models.exits import MultiExitModel
 from eeutils.papers.l2w import Heard, L2wOptions, Parameters, meta_loss, through_pseudo_update, weights_of
 from eeutils.training.loop import answer_loss, on_cpu
@@ -66,7 +66,7 @@ class Weighed:
         """The mean weight of the easiest quarter at the first exit minus that at the last."""
         easiest = self.hardness.argsort(stable=True)[: max(1, len(self.hardness) // 4)]
         gap = (self.weights[0] - self.weights[-1])[easiest].numpy()
-        return bootstrap(lambda _, rows: float(gap[rows].mean()), len(gap), resamples=resamples)
+        return mean_interval(gap, resamples=resamples)
 
 
 def turned(interval: Interval) -> Interval:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from eeutils.exiting.evidence import Evidence, as_stages
-from eeutils.exiting.intervals import Interval, bootstrap
+from eeutils.exiting.intervals import Interval, bootstrap, mean_interval
 from eeutils.models.gates import THRESHOLD, AsTrained, BlindGate, GatedModel
 from eeutils.models.record import record, record_features
 from eeutils.training.probes import fit_probes, learned_exits, probe_evidence
@@ -187,7 +187,4 @@ def goes_with(evidence: Evidence, trait: Sequence[float]) -> Interval:
 def steps_of_rates(runs: Sequence[Run]) -> list[Interval]:
     """How many more layers a test sample skips under each run than under the one before, paired over samples."""
     counts = [layers_skipped(run.test).double().numpy() for run in runs]
-    return [
-        bootstrap(lambda _, rows, more=more: float(more[rows].mean()), len(more), resamples=300)
-        for more in (second - first for first, second in pairwise(counts))
-    ]
+    return [mean_interval(more, resamples=300) for more in (second - first for first, second in pairwise(counts))]

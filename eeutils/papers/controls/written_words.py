@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eeutils.data.prompts import encode_pairs
 from eeutils.exiting import tradeoff
-from eeutils.exiting.intervals import Interval, bootstrap
+from eeutils.exiting.intervals import Interval, bootstrap, mean_interval
 from eeutils.exiting.rules import Rule
 from eeutils.exiting.token_evidence import TokenEvidence
 from eeutils.models.generate import Outcome
@@ -55,7 +55,7 @@ def by_kind(outcome: Outcome, sources: list[str], tokenizer: PreTrainedTokenizer
         own = frame[frame.kind == kind]
         if len(own):
             layers, texts = own.layer.to_numpy(float), own.text.to_numpy()
-            mean = bootstrap(lambda _, chosen, layers=layers: float(layers[chosen].mean()), len(own), groups=texts)
+            mean = mean_interval(layers, groups=texts)
             table.append({"kind": kind, "words": len(own), "layer": mean.estimate, "low": mean.low, "high": mean.high})
     return pd.DataFrame(table)
 
