@@ -10,12 +10,12 @@ from eeutils.errors import InputError
 from eeutils.files import atomic_write
 from eeutils.models.backbone import described
 from eeutils.papers.comparisons import PLAIN
-from eeutils.study import page
+from eeutils.study import page, writing
 from eeutils.study.entries import LINEAR, PABEE_ENTROPY
 from eeutils.study.sentences import headlines, left_out
 
-MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("findings", "study")}
-"""In README, findings and table stand between theirs."""
+MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("findings", "study", "writing")}
+"""In README, findings and tables stand between theirs."""
 
 BASELINES = (PABEE_ENTROPY, LINEAR)
 """What stands beside the methods."""
@@ -106,6 +106,19 @@ def findings(grounds: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> list[s
     return told
 
 
+def writing_table(folder: Path | None = None) -> str:
+    """README's table of a decoder that writes, and what it shows; empty where no notebook has written."""
+    rows = writing.table(folder)
+    if rows.empty:
+        return "Not run: notebooks 09 and 10 keep the tables."
+    legend = (
+        f"Descriptions of Wikipedia's first paragraphs, smollm2-135m, one seed: each way at its point nearest to "
+        f"{writing.NEAR:g}x. Intervals and claims: notebooks [09](notebooks/09_generation.ipynb) and "
+        "[10](notebooks/10_generation_methods.ipynb)."
+    )
+    return f"{page.markdown_table(rows)}\n\n{legend}"
+
+
 def by_ground(folder: Path | None = None) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
     """Encoder -> its scores and its costs, of all that the study has been run with and that learned a task."""
     tables = {
@@ -124,8 +137,9 @@ def blocks(folder: Path | None = None) -> dict[str, str]:
     grounds = by_ground(folder)
     if not grounds:
         raise InputError("study-scores.csv holds no task that was learned; run `make study` first")
-    told = "\n".join(f"- {sentence}" for sentence in findings(grounds))
-    return {"findings": told, "study": headline_table(*(scores for scores, _ in grounds.values()))}
+    told = "\n".join(f"- {sentence}" for sentence in [*findings(grounds), *writing.found(folder)])
+    study = headline_table(*(scores for scores, _ in grounds.values()))
+    return {"findings": told, "study": study, "writing": writing_table(folder)}
 
 
 def write_readme(path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from eeutils.errors import InputError
 from eeutils.exiting import claims
 from eeutils.files import repository_root
-from eeutils.study import entries, headline, page, sentences, tables
+from eeutils.study import entries, headline, page, sentences, tables, writing
 from eeutils.training.runs import metric_of
 from eeutils.training.settings import Setting
 
@@ -331,14 +331,16 @@ def test_readme_changes_between_its_marks_alone(tmp_path: Path, monkeypatch: pyt
     scores = with_plain(score_rows(A={2.0: (0.80, 0)}))
     scores.to_csv(tmp_path / "study-scores.csv", index=False)
     COSTS.assign(backbone="minilm-l6").to_csv(tmp_path / "study-costs.csv", index=False)
-    readme, (found, study) = tmp_path / "README.md", headline.MARKS.values()
-    readme.write_text(f"above\n\n{found[0]}\nold\n{found[1]}\n\nbetween\n{study[0]}\n{study[1]}\n\nbelow\n")
+    readme, (found, study, texts) = tmp_path / "README.md", headline.MARKS.values()
+    kept = "\n".join(texts)
+    readme.write_text(f"above\n\n{found[0]}\nold\n{found[1]}\n\nbetween\n{study[0]}\n{study[1]}\n\n{kept}\n")
     headline.write_readme(readme)
     headline.write_readme(readme)
     findings = "\n".join(f"- {sentence}" for sentence in sentences.headlines(scores, COSTS))
     assert readme.read_text() == (
         f"above\n\n{found[0]}\n{findings}\n{found[1]}\n\nbetween\n"
-        f"{study[0]}\n{headline.headline_table(scores)}\n{study[1]}\n\nbelow\n"
+        f"{study[0]}\n{headline.headline_table(scores)}\n{study[1]}\n\n"
+        f"{texts[0]}\nNot run: notebooks 09 and 10 keep the tables.\n{texts[1]}\n"
     )
     readme.write_text(f"{found[0]}\n{found[1]}\nno marks for the table")
     with pytest.raises(InputError, match=r"has no marks; put <!-- study: begin --> and"):
@@ -509,3 +511,65 @@ def test_a_cell_of_the_score_table_has_score_interval_and_share_kept() -> None:
     table = page.score_table(scores, "movie", "flops")
     assert table.loc["A"].tolist() == ["0.800 [0.790, 0.810] 100%", "0.760 [0.750, 0.770] 95%"]
     assert table.loc["B"].tolist() == ["", "0.700 [0.690, 0.710]"]
+
+
+def written_tables(folder: Path) -> None:
+    """What notebooks 09 and 10 keep, made up: a rule and a blind way, a policy, and prompts read by a hash."""
+    rule = {"threshold": [math.inf, 0.5], "layers": [30.0, 20.0], "flops_speedup": [1.0, 1.25]}
+    texts = [
+        pd.DataFrame(rule | {"ROUGE-L": [0.4, score], "to the full text": [1.0, 0.7], "rule": name})
+        for name, score in (("classifier", 0.35), ("schedule", 0.36))
+    ]
+    pd.concat(texts).to_csv(folder / "09-texts.csv", index=False)
+    policies = pd.DataFrame({"alpha": [0.1, 0.2], "layers": [22.0, 18.0], "flops_speedup": [1.21, 1.5]})
+    policies.assign(**{"ROUGE-L": [0.37, 0.3], "to the full text": 0.6}).to_csv(folder / "10-policies.csv", index=False)
+    read = {"read": ["in full", "hashed"], "reading speed-up": [1.0, 1.5], "speed-up of all": [1.0, 1.4]}
+    pd.DataFrame(read | {"ROUGE-L": [0.4, 0.39], "words": 9.0}).to_csv(folder / "10-reading-texts.csv", index=False)
+
+
+def test_ways_to_let_words_leave_stand_near_one_speed_and_blind_ones_are_named(tmp_path: Path) -> None:
+    written_tables(tmp_path)
+    shown = writing.table(tmp_path)
+    assert shown.index.tolist() == [
+        "the full model",
+        "ConsistentEE's policies",  # the point at 1.21x, not that at 1.5x
+        "SkipDecode's schedule (blind)",
+        "CALM's classifier, decaying threshold",
+    ]
+    assert shown["FLOPs of a word"].tolist() == ["1.00x", "1.21x", "1.25x", "1.25x"]
+    assert shown["ROUGE-L"].tolist() == ["0.400", "0.370", "0.360", "0.350"]
+    [sentence] = writing.found(tmp_path)
+    assert sentence.startswith(
+        "Writing (one decoder, one seed), near 1.2x in FLOPs of a word, ROUGE-L falls from 0.400"
+    )
+    assert "to 0.370 (ConsistentEE's policies, 1.21x) by the best rule that looks at the word" in sentence
+    assert "to 0.360 (SkipDecode's schedule, 1.25x) by the best rule that looks at nothing" in sentence
+    assert sentence.endswith("to 0.390 by HashEE's schedule on the prompt, trained for it, at 1.50x of reading.")
+
+
+def test_a_way_far_from_the_speed_is_not_called_the_best(tmp_path: Path) -> None:
+    written_tables(tmp_path)
+    texts = pd.read_csv(tmp_path / "09-texts.csv")
+    slow = pd.DataFrame({"threshold": [math.inf, 0.9], "layers": [30.0, 29.0], "flops_speedup": [1.0, 1.02]})
+    slow = slow.assign(**{"ROUGE-L": [0.4, 0.399], "to the full text": [1.0, 0.9], "rule": "margin, exits 18 and 24"})
+    pd.concat([texts, slow]).to_csv(tmp_path / "09-texts.csv", index=False)
+    assert writing.table(tmp_path).index[1] == "CALM's margin at two exits"
+    assert "CALM's margin at two exits" not in writing.found(tmp_path)[0]
+
+
+def test_without_the_notebooks_that_write_there_is_no_part_on_writing(tmp_path: Path) -> None:
+    assert writing.curves(tmp_path) == {}
+    assert writing.table(tmp_path).empty
+    assert writing.found(tmp_path) == writing.judged(tmp_path) == []
+
+
+def test_the_committed_tables_on_writing_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EEUTILS_RESULTS", raising=False)
+    folder = page.results_dir()
+    texts = pd.read_csv(folder / "09-texts.csv")
+    assert set(texts.rule) <= set(writing.WAYS), "a way without a name would not be shown"
+    curve = writing.curves()["schedule"]
+    own = texts[texts.rule == "schedule"]
+    assert curve.score.tolist() == own["ROUGE-L"].tolist()
+    on_writing = [claim for claim in claims.ledger() if claim.startswith(writing.CLAIMS)]
+    assert writing.judged()[0].startswith(f"Of {len(on_writing)} claims on writing: ")
