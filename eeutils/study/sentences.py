@@ -147,3 +147,18 @@ def against_the_simplest(scores: pd.DataFrame, simplest: str, speedups: Sequence
         if places:
             sentences.append(f"{title_of(task)} ({metric_name(task)}): {simplest} have {'; '.join(places)}.")
     return sentences
+
+
+def gained(rows: pd.DataFrame) -> list[str]:
+    """How many lines of `page.gains_by_ground` are above and below the best blind policy, a sentence for each ground
+    and its slowest speed-up."""
+    sentences = []
+    for ground, own in rows.groupby("ground", sort=False):
+        slowest = own[own["at"] == own["at"].iloc[0]]
+        best, above, below = slowest.gain.idxmax(), (slowest.low > 0).sum(), (slowest.high < 0).sum()
+        sentences.append(
+            f"{' with '.join(ground.splitlines())}, at {slowest['at'].iloc[0]}: {above} of {len(slowest)} lines are "
+            f"above the blind policy by more than their interval and {below} below it; the widest gain is "
+            f"{slowest.gain[best]:+.3f} ({slowest.method[best]})."
+        )
+    return sentences

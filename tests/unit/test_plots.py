@@ -500,6 +500,28 @@ def test_intervals_of_several_kinds_share_a_row() -> None:
     assert plots.intervals(frame.iloc[:2], "exit", "gain").axes[0].get_legend() is None
 
 
+def test_intervals_in_panels_stand_in_the_same_rows_and_looks_whatever_a_panel_lacks() -> None:
+    rows = [("a", "2x", "one", 0.1), ("a", "3x", "one", 0.2), ("b", "2x", "one", 0.3), ("b", "3x", "two", 0.4)]
+    frame = pd.DataFrame(rows, columns=["method", "at", "ground", "gain"]).assign(low=0.0, high=0.5)
+    figure = plots.intervals_beside(
+        frame, "method", "gain", low="low", high="high", hue="at", panel="ground", level=0.25, title="Gains"
+    )
+    one, two = figure.axes
+    slow, fast = ([line for line in one.lines if line.get_marker() == marker] for marker in ("o", "s"))
+    assert slow[0].get_xydata() == pytest.approx(np.array([[0.1, -0.175], [0.3, 0.825]]))
+    assert fast[0].get_xydata() == pytest.approx(np.array([[0.2, 0.175]]))
+    [alone] = [line for line in two.lines if line.get_marker() == "s"]
+    assert alone.get_xydata() == pytest.approx(np.array([[0.4, 1.175]])), "in the row that b has in the other panel"
+    assert alone.get_color() == fast[0].get_color()
+    assert one.get_ylim() == two.get_ylim()
+    assert one.yaxis_inverted()
+    assert ticks(one.get_yticklabels()) == ["a", "b"]
+    assert ticks(two.get_yticklabels()) == ["", ""]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["one", "two"]
+    assert all({0.25} in [set(line.get_xdata()) for line in axes.lines] for axes in figure.axes)
+    assert figure.get_suptitle() == "Gains"
+
+
 def test_boxes_show_quartiles_and_the_middle_ninety_percent_of_each_group() -> None:
     values = np.random.default_rng(0).normal(size=(2, 200))
     frame = pd.DataFrame({"layer": np.repeat([6, 2], 200), "loss": values.ravel(), "length": -values.ravel()})

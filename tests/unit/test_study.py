@@ -153,6 +153,28 @@ def test_gains_are_distances_to_the_blind_policy_best_first_at_2x() -> None:
     assert len(page.gains(scores, "mrpc")) == 0
 
 
+def test_gains_on_several_grounds_are_in_the_order_of_their_means_and_told_for_each() -> None:
+    small = with_plain(score_rows(A={2.0: (0.79, 0)}, B={2.0: (0.80, 0), 3.0: (0.74, 0)}))
+    large = with_plain(score_rows(A={2.0: (0.82, 0)}, B={2.0: (0.78, 0)}), backbone="mpnet-base")
+    rows = page.gains_by_ground([small, large])
+    names = ["Movie reviews, polarity\nminilm-l6", "Movie reviews, polarity\nmpnet-base"]
+    assert rows.ground.unique().tolist() == names
+    assert rows[["method", "at"]].to_numpy().tolist() == [
+        ["A", "2x"],
+        ["A", "2x"],
+        ["B", "2x"],
+        ["B", "3x"],
+        ["B", "2x"],
+    ]
+    assert sentences.gained(rows) == [
+        "Movie reviews, polarity with minilm-l6, at 2x: 1 of 2 lines are above the blind policy by more than their "
+        "interval and 0 below it; the widest gain is +0.030 (B).",
+        "Movie reviews, polarity with mpnet-base, at 2x: 1 of 2 lines are above the blind policy by more than their "
+        "interval and 0 below it; the widest gain is +0.050 (A).",
+    ]
+    assert page.gains_by_ground([]).empty
+
+
 def test_the_simplest_baseline_is_placed_among_the_methods_on_each_task() -> None:
     scores = score_rows(
         A={2.0: (0.80, 0), 3.0: (0.7, 0)}, B={2.0: (0.75, 0)}, fixed_exits={2.0: (0.78, 0), 3.0: (0.71, 0)}

@@ -9,12 +9,12 @@ Functions draw what they are given; each returns a matplotlib figure, which `Not
 - `pictures`: single sentences, and matrices with their entries written in.
 """
 
-from eeutils.reporting.plots.charts import against, bars, distribution, intervals, lines, scatter
+from eeutils.reporting.plots.charts import against, bars, distribution, intervals, intervals_beside, lines, scatter
 from eeutils.reporting.plots.pictures import journeys, matrices, shares, words
 from eeutils.reporting.plots.theme import show, use_theme
 from eeutils.reporting.plots.tradeoffs import leaving, panels, reliability, stage_scores, tradeoff
 
 __all__ = ["show", "use_theme"]
 __all__ += ["leaving", "panels", "reliability", "stage_scores", "tradeoff"]
-__all__ += ["against", "bars", "distribution", "intervals", "lines", "scatter"]
+__all__ += ["against", "bars", "distribution", "intervals", "intervals_beside", "lines", "scatter"]
 __all__ += ["journeys", "matrices", "shares", "words"]

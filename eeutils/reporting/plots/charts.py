@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -108,19 +109,50 @@ def intervals(
 
     With `hue` each row has a point per value of it; `levels` are named vertical lines.
     """
-    count, series = frame[y].nunique(), frame[hue].nunique() if hue else 1
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.1 + 0.22 * count * max(1.4, series * 0.8)))
-    for name, look, rows, places in _side_by_side(frame, y, hue, 0.7 / series):
-        whiskers = {"xerr": _whiskers(rows, x, low, high), "elinewidth": 1.3}
-        axes.errorbar(rows[x], places, label=name, linestyle="none", markersize=5, **look, **whiskers)
+    figure, axes = plt.subplots(figsize=(WIDTH, _height(frame, y, hue)))
+    _draw_intervals(axes, frame, frame, y, x, low, high, hue)
     _named_levels(axes.axvline, levels)
-    axes.set_yticks(range(count), frame[y].unique())
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
     axes.set(xlabel=x, title=title)
     if hue or levels:
         legend_beside(axes)
     return figure
+
+
+def intervals_beside(
+    frame: pd.DataFrame, y: str, x: str, *, low: str, high: str, hue: str, panel: str, level: float, title: str = ""
+) -> Figure:
+    """As `intervals`, a panel for each value of `panel` side by side on the same rows: what a panel does not have is
+    empty there. `level` is a vertical line in all of them."""
+    parts = dict(tuple(frame.groupby(panel, sort=False)))
+    figure, row = panels_of((WIDTH, _height(frame, y, hue) + 0.5), len(parts), title=title)
+    for axes, (name, rows) in zip(row, parts.items(), strict=True):
+        _draw_intervals(axes, rows, frame, y, x, low, high, hue)
+        axes.axvline(level, color=GREY, linestyle=DASHES[0], linewidth=1.2)
+        axes.set_title(name, fontsize="small")
+        axes.grid(axis="y", linewidth=0.5)  # the eye must get from a name to the last panel
+        if axes is not row[0]:
+            axes.set_yticklabels([])
+    figure.supxlabel(x, fontsize="medium")
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside upper right", ncols=4, fontsize="small")
+    return figure
+
+
+def _height(frame: pd.DataFrame, y: str, hue: str) -> float:
+    return 1.1 + 0.22 * frame[y].nunique() * max(1.4, (frame[hue].nunique() if hue else 1) * 0.8)
+
+
+def _draw_intervals(
+    axes: Axes, rows: pd.DataFrame, whole: pd.DataFrame, y: str, x: str, low: str, high: str, hue: str
+) -> None:
+    """Rows of a frame, where the whole frame's groups stand, in the looks of its series."""
+    count, series = whole[y].nunique(), whole[hue].nunique() if hue else 1
+    for name, look, own, places in _side_by_side(rows, y, hue, 0.7 / series, whole):
+        whiskers = {"xerr": _whiskers(own, x, low, high), "elinewidth": 1.3}
+        axes.errorbar(own[x], places, label=name, linestyle="none", markersize=5, **look, **whiskers)
+    axes.set_yticks(range(count), whole[y].unique())
+    axes.set_ylim(-0.6, count - 0.4)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
 
 
 def distribution(frame: pd.DataFrame, x: str, values: Sequence[str], *, title: str = "") -> Figure:
@@ -135,10 +167,12 @@ def distribution(frame: pd.DataFrame, x: str, values: Sequence[str], *, title: s
 
 
 def _side_by_side(
-    frame: pd.DataFrame, group: str, hue: str, room: float
+    frame: pd.DataFrame, group: str, hue: str, room: float, whole: pd.DataFrame | None = None
 ) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame, np.ndarray]]:
-    """Of each value of `hue` its name, look and rows, and where they stand: around the ticks of their groups."""
-    groups, names = pd.Index(frame[group].unique()), frame[hue].unique() if hue else [""]
+    """Of each value of `hue` its name, look and rows, and where they stand: around the ticks of their groups, those of
+    the whole frame where the rows are a part of it."""
+    whole = frame if whole is None else whole
+    groups, names = pd.Index(whole[group].unique()), whole[hue].unique() if hue else [""]
     for number, (name, look) in enumerate(looks_of(names).items()):
         rows = frame[frame[hue] == name] if hue else frame
         yield name, look, rows, groups.get_indexer(rows[group]) + (number - (len(names) - 1) / 2) * room
