@@ -40,6 +40,8 @@ VERDICTS = {
 NOT_AVAILABLE = "not available"
 RECALLED = "[M]"
 """The source of a claim that is recalled and unverified: a hypothesis, never called the paper's."""
+OURS = "[O]"
+"""The source of a control of our own."""
 
 
 @dataclass(frozen=True)

@@ -337,11 +337,27 @@ def verdict_counts(verdicts: pd.Series) -> pd.DataFrame:
         verdicts: by claim.
     """
     ledger = claims.ledger()
-    kinds = {claims.RECALLED: "recalled, unverified [M]", "[O]": "our own controls [O]"}
+    kinds = {claims.RECALLED: "recalled, unverified [M]", claims.OURS: "our own controls [O]"}
     kind = [kinds.get(ledger[claim].source, "from a source") for claim in verdicts.index]
     counts = pd.crosstab(pd.Index(kind), verdicts.to_numpy()).rename_axis(index="claims", columns=None)
     order = [*claims.VERDICTS, NOT_RUN]
     return counts.reindex(columns=[name for name in order if name in counts])
+
+
+def verdicts_by_paper(ledger: pd.DataFrame) -> pd.DataFrame:
+    """Papers (rows) by verdicts (columns): the names of the claims that came to each; recalled ones in brackets, our
+    own controls in italics.
+
+    Args:
+        ledger: as `ledger_table` gives it.
+    """
+    marks = {claims.RECALLED: "({})", claims.OURS: "*{}*"}
+    named = [marks.get(row.source, "{}").format(row.claim) for row in ledger.itertuples()]
+    cells = ledger.assign(claim=named).pivot_table(
+        index="of", columns="verdict", values="claim", aggfunc=", ".join, sort=False, fill_value=""
+    )
+    order = [name for name in (*claims.VERDICTS, NOT_RUN) if name in cells]
+    return cells[order].rename_axis(index="paper", columns=None)
 
 
 def across_verdict(rows: pd.DataFrame, claim: str) -> claims.Verdict:

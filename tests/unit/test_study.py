@@ -245,6 +245,19 @@ def test_the_ledger_joins_verdicts_and_guesses_and_keeps_who_was_not_judged(
     assert table.of.unique().tolist() == ["deebert"]
 
 
+def test_claims_are_listed_by_paper_and_verdict_with_marks_for_what_no_paper_says() -> None:
+    rows = [
+        ("deebert", "D1", "[P]", claims.NOT_REPRODUCED),
+        ("deebert", "D2", "[M]", claims.REPRODUCED),
+        ("deebert", "D3", "[O]", claims.REPRODUCED),
+        ("pabee", "P1", "[A]", page.NOT_RUN),
+    ]
+    table = page.verdicts_by_paper(pd.DataFrame(rows, columns=["of", "claim", "source", "verdict"]))
+    assert table.columns.tolist() == [claims.REPRODUCED, claims.NOT_REPRODUCED, page.NOT_RUN]
+    assert table.loc["deebert"].tolist() == ["(D2), *D3*", "D1", ""]
+    assert table.loc["pabee"].tolist() == ["", "", "P1"]
+
+
 def test_verdicts_are_counted_by_where_the_claim_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = {"X1": "[P]", "X2": "[M]", "X3": "[A]", "X4": "[O]"}
     ledger = {name: claims.Claim(name, "deebert", "", source, "", 0.0) for name, source in sources.items()}
