@@ -607,6 +607,21 @@ def test_nearly_constant_predictions_do_not_warn() -> None:
     assert np.isfinite(list(values.values())).all()
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_correlations_are_scipys(kind: type) -> None:
+    random = np.random.default_rng(0)
+    labels = random.normal(size=60).round(1)
+    predictions = (labels + random.normal(size=60)).astype(kind)
+    expected = {name: getattr(stats, f"{name}r")(predictions, labels).statistic for name in ("pearson", "spearman")}
+    assert score(TASKS["stsb"], predictions, labels) == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("number", [0.0, 0.1, 3.0])
+def test_nothing_goes_with_a_constant(number: float) -> None:
+    constant, numbers = np.full(11, number), np.arange(11)
+    assert headline(TASKS["stsb"], constant, numbers) == headline(TASKS["stsb"], numbers, constant) == 0
+
+
 def test_matthews_is_scikit_learns() -> None:
     random = np.random.default_rng(0)
     predictions, labels = random.integers(0, 2, 50), random.integers(0, 2, 50)
