@@ -36,8 +36,17 @@ NOTEBOOKS = {
     "13_learned_rules": [],
 }
 
-# They start first: begun last, a long one would run on alone when all others are done.
-LONG = {"06_hashee", "09_generation", "10_generation_methods", "11_smartbert"}
+# They start first, in this order: begun last, a long one would run on alone when all others are done. 10 waits until 09
+# has trained the decoder and written most of what 10 compares with.
+LONG = [
+    "09_generation",
+    "11_smartbert",
+    "12_training_strategies",
+    "06_hashee",
+    "03_cascadebert",
+    "13_learned_rules",
+    "10_generation_methods",
+]
 
 try:
     BATCH = validate(config)
@@ -82,11 +91,12 @@ rule all:
 
 
 rule collect:
-    message: "collecting the results into {output}"
+    message: "collecting the results into {output[0]}"
     input:
         expand(f"{BATCH.folder}/{{notebook}}.ipynb", task=map(to_folder, BATCH.tasks), seed=BATCH.seeds, notebook=NOTEBOOKS),
     output:
         f"reproduced/{BATCH.profile}/results.csv",
+        times=f"reproduced/{BATCH.profile}/times.csv",
     localrule: True
     params:
         python=sys.executable,
@@ -109,7 +119,7 @@ for NUMBER, (NOTEBOOK, EARLIER) in enumerate(NOTEBOOKS.items()):
             notebook=f"{BATCH.folder}/{NOTEBOOK}.ipynb",
             saved=directory(f"{BATCH.folder}/{NOTEBOOK}"),
         threads: THREADS
-        priority: len(NOTEBOOKS) - (0 if NOTEBOOK in LONG else NUMBER)
+        priority: 2 * len(NOTEBOOKS) - LONG.index(NOTEBOOK) if NOTEBOOK in LONG else len(NOTEBOOKS) - NUMBER
         params:
             python=sys.executable,
             profile=BATCH.profile,

@@ -34,6 +34,9 @@ from workflow.file_size import LIMITS
 
 DEFAULTS = {"profile": "quick", "tasks": "movie", "seeds": "0", "backbone": "minilm-l6", "jobs": "0"}
 
+FAILED = ".failed.ipynb"
+"""What the executed copy of a notebook ends in that did not run to its end."""
+
 
 class NotebookError(RuntimeError):
     """A notebook that did not run to its end: which, where, why, and where its executed copy lies."""
@@ -117,7 +120,7 @@ def run_notebook(
     values = read_parameters(notebook, parameters)
     if check:
         _check_setting(values)
-    failed = output.with_suffix(".failed.ipynb")
+    failed = output.with_suffix(FAILED)
     # `disable=None`: a bar in a terminal, silence in a log file.
     bar = {"desc": notebook.stem, "disable": None, "leave": False}
     # papermill saves after every cell, so it needs a place of its own until the last one has run.
@@ -185,31 +188,56 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 
 
 def collect(folder: Path) -> Path:
-    """Write `folder/results.csv`: every table of every finished notebook below, with where each row comes from.
+    """Write `folder/results.csv`: every table of every finished notebook below, with where each row comes from; and
+    beside it `times.csv`, see `times_of`.
 
     The columns notebook, task, backbone, seed and table come first; one that a table has itself is kept as it is.
     """
     frames = []
     for file in sorted(folder.glob("*/*/seed*/*/results/*.csv")):
-        task, backbone, seed, notebook = file.relative_to(folder).parts[:4]
-        if not (file.parents[2] / f"{notebook}.ipynb").is_file():
+        notebook = file.parents[1].with_suffix(".ipynb")
+        if not notebook.is_file():
             continue
-        origin = {
-            "notebook": notebook,
-            "task": from_folder(task),
-            "backbone": from_folder(backbone),
-            "seed": int(seed.removeprefix("seed")),
-            "table": file.stem,
-        }
-        frame = pd.read_csv(file)
+        frame, origin = pd.read_csv(file), _origin(notebook, folder) | {"table": file.stem}
         frames.append(frame.assign(**{name: value for name, value in origin.items() if name not in frame}))
     origin_columns = ["notebook", "task", "backbone", "seed", "table"]
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=origin_columns)
     others = [name for name in table.columns if name not in origin_columns]
     target = folder / "results.csv"
-    with atomic_write(target) as partial:
-        table[origin_columns + others].to_csv(partial, index=False)
+    for path, whole in ((target, table[origin_columns + others]), (folder / "times.csv", times_of(folder))):
+        with atomic_write(path) as partial:
+            whole.to_csv(partial, index=False)
     return target
+
+
+def times_of(folder: Path) -> pd.DataFrame:
+    """What every finished notebook below took, the slowest first: columns notebook, task, backbone, seed, seconds."""
+    rows = []
+    for notebook in sorted(folder.glob("*/*/seed*/*.ipynb")):
+        if notebook.name.endswith(FAILED):
+            continue
+        took = nbformat.read(notebook, as_version=4).metadata.papermill.duration
+        rows.append(_origin(notebook, folder) | {"seconds": round(took, 1)})
+    frame = pd.DataFrame(rows, columns=["notebook", "task", "backbone", "seed", "seconds"])
+    return frame.sort_values("seconds", ascending=False, kind="stable", ignore_index=True)
+
+
+def in_words(times: pd.DataFrame, most: int = 5) -> str:
+    """Where the time of a batch went: its sum, and the notebooks that took most of it."""
+    minutes = times.groupby("notebook", sort=False).seconds.sum().sort_values(ascending=False) / 60
+    named = ", ".join(f"{name} {took:.1f}" for name, took in minutes.head(most).items())
+    return f"One after the other the notebooks took {minutes.sum():.0f} minutes; the slowest: {named}."
+
+
+def _origin(notebook: Path, folder: Path) -> dict[str, str | int]:
+    """Where an executed notebook of a batch comes from."""
+    task, backbone, seed, _ = notebook.relative_to(folder).parts
+    return {
+        "notebook": notebook.stem,
+        "task": from_folder(task),
+        "backbone": from_folder(backbone),
+        "seed": int(seed.removeprefix("seed")),
+    }
 
 
 def to_folder(name: str) -> str:
@@ -261,6 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
                 _run_in_place(notebook)
         else:
             collect(options.folder)
+            print(in_words(times_of(options.folder)))
     except (InputError, NotebookError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -16,6 +16,9 @@ from workflow.execute import hold
 ROOT = Path(__file__).parent.parent.parent
 NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
+FIRST, SECOND = "09_generation", "11_smartbert"
+"""The longest notebooks start first."""
+
 PARAMETERS = """\
 profile: str = "quick"
 task: str = "movie"
@@ -61,6 +64,8 @@ def test_runs_everything_once_and_collects_it(folder: Path) -> None:
     # Every notebook in notebooks/ is in the Snakefile's list, and two jobs share the two cores.
     assert table.notebook.tolist() == NAMES
     assert table.threads.unique().tolist() == [1]
+    assert sorted(pd.read_csv(folder / "reproduced/smoke/times.csv").notebook) == NAMES
+    assert "One after the other the notebooks took" in run.stdout
 
     assert "Nothing to be done" in reproduce(folder, "jobs=2").stderr
 
@@ -92,13 +97,13 @@ def test_goes_on_after_being_killed(folder: Path) -> None:
     )
     runs = folder / "reproduced/smoke/movie/minilm-l6/seed0"
     deadline = time.monotonic() + 120
-    while not (runs / NAMES[1]).exists() and time.monotonic() < deadline:
+    while not (runs / SECOND).exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(killed.pid, 9)
     killed.wait()
-    first = runs / f"{NAMES[0]}.ipynb"
+    first = runs / f"{FIRST}.ipynb"
     assert first.exists()
-    assert not (runs / f"{NAMES[1]}.ipynb").exists()
+    assert not (runs / f"{SECOND}.ipynb").exists()
     written = first.stat().st_mtime_ns
 
     run = reproduce(folder, "jobs=1")

@@ -202,7 +202,12 @@ def write_result(folder: Path, run: str, table: str, frame: pd.DataFrame, *, fin
     (saved / "results").mkdir(parents=True, exist_ok=True)
     frame.to_csv(saved / "results" / f"{table}.csv", index=False)
     if finished:
-        saved.with_suffix(".ipynb").touch()
+        write_executed(saved.with_suffix(".ipynb"), 1.0)
+
+
+def write_executed(path: Path, seconds: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(metadata={"papermill": {"duration": seconds}}), path)
 
 
 def test_collect_joins_all_tables_and_says_where_rows_come_from(tmp_path: Path) -> None:
@@ -227,3 +232,25 @@ def test_collect_keeps_what_a_table_says_itself(tmp_path: Path) -> None:
 
 def test_collect_without_tables_writes_the_columns(tmp_path: Path) -> None:
     assert execute.collect(tmp_path).read_text() == "notebook,task,backbone,seed,table\n"
+    assert (tmp_path / "times.csv").read_text() == "notebook,task,backbone,seed,seconds\n"
+
+
+def test_the_times_say_which_notebooks_are_slow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for notebook, seconds in (("movie/minilm-l6/seed0/01_a", 30.04), ("movie/google--bert/seed12/02_b", 90.0)):
+        write_executed(tmp_path / f"{notebook}.ipynb", seconds)
+    write_executed(tmp_path / "movie/minilm-l6/seed0/03_c.failed.ipynb", 999.0)
+    execute.main(["collect", str(tmp_path)])
+    assert (tmp_path / "times.csv").read_text().splitlines() == [
+        "notebook,task,backbone,seed,seconds",
+        "02_b,movie,google/bert,12,90.0",
+        "01_a,movie,minilm-l6,0,30.0",
+    ]
+    assert capsys.readouterr().out == (
+        "One after the other the notebooks took 2 minutes; the slowest: 02_b 1.5, 01_a 0.5.\n"
+    )
+
+
+def test_an_executed_notebook_says_how_long_it_took(make_notebook: Callable[..., Path], tmp_path: Path) -> None:
+    output = tmp_path / "movie/minilm-l6/seed0/05_example.ipynb"
+    execute.run_notebook(make_notebook("import time; time.sleep(0.2)"), output, {})
+    assert 0.2 < execute.times_of(tmp_path).seconds.item() < 60

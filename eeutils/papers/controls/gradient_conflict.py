@@ -45,9 +45,11 @@ def cosines(products: Float[Tensor, "*shape blocks stages stages"]) -> Float[Ten
 def on_batches(
     model: MultiExitModel, samples: Samples, batches: int, batch_size: int = 32, seed: int = 0
 ) -> Float[Tensor, "batches blocks stages stages"]:
-    """`gradient_products` on some batches of samples, drawn at random: the same ones for every model."""
+    """`gradient_products` on some batches of samples, drawn at random: the same ones for every model. Of few samples
+    the batches are smaller."""
     device = next(model.parameters()).device
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+    batch_size = max(1, min(batch_size, len(samples) // (10 * batches)))
     drawn = [samples.batch(rows.tolist()).to(device) for rows in order.split(batch_size)[:batches]]
     return torch.stack([gradient_products(model, batch) for batch in drawn])
 

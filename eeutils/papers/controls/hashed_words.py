@@ -71,18 +71,20 @@ class Crossed:
 
     Args:
         runs: hash function -> the run that was trained with it; all over the same window.
-        samples: to be answered.
+        samples: to be answered, those of test. What a model says of them under its own schedule it has said before.
     """
 
     def __init__(self, runs: Mapping[str, Run], samples: Samples) -> None:
         self.functions, self.labels = tuple(runs), samples.labels.numpy()
         models = {name: run.model() for name, run in runs.items()}
         schedules = {name: model.schedule for name, model in models.items()}
-        self.answers = {
-            (name, other): record(model.under(schedule), samples, progress=True).predictions[-1].numpy()
+        said = {
+            (name, other): record(model.under(schedule), samples, progress=True)
             for name, model in models.items()
             for other, schedule in schedules.items()
-        }
+            if other != name
+        } | {(name, name): run.test for name, run in runs.items()}
+        self.answers = {pair: evidence.predictions[-1].numpy() for pair, evidence in said.items()}
 
     def table(self, metric: Metric) -> pd.DataFrame:
         """Scores: a row for each schedule in training, a column for each in use."""

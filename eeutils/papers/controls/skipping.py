@@ -17,7 +17,7 @@ from eeutils.exiting.intervals import Interval, bootstrap, mean_interval
 from eeutils.models.gates import THRESHOLD, AsTrained, BlindGate, GatedModel
 from eeutils.models.record import record, record_features
 from eeutils.training.probes import fit_probes, learned_exits, probe_evidence
-from eeutils.training.runs import Run
+from eeutils.training.runs import Run, as_trained
 
 QUANTILES = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
 """Of the gates on dev: the thresholds at which skipping alone is a curve, beside the one that gates are trained for."""
@@ -110,7 +110,8 @@ def learned(run: Run) -> pd.DataFrame:
     path of the hard gates and for everybody. As `Run.learned`, which reads models without gates."""
     model = AsTrained(run.model())
     train = run.samples("train")
-    probes = fit_probes(record_features(model, train)[1], train.labels)
+    with as_trained(next(model.parameters()).device):
+        probes = fit_probes(record_features(model, train)[1], train.labels)
     exits, features = record_features(model, run.samples("dev"))
     return learned_exits(exits, probe_evidence(probes, features, exits), run.metric)
 

@@ -80,10 +80,11 @@ class Clocked:
 def clock(
     run: Run, plain: Run, rule: Rule, thresholds: Sequence[float], sentences: int = 40, rounds: int = 5
 ) -> Clocked:
-    """Answer test sentences one at a time, by turns with the plain model and with the runtime at each threshold."""
+    """Answer test sentences one at a time, by turns with the plain model and with the runtime at each threshold: about
+    so many sentences, and of a small test set a tenth."""
     thresholds = tuple(dict.fromkeys([NEVER, *thresholds]))
     samples = run.samples("test")
-    rows = range(0, len(samples), max(1, len(samples) // sentences))
+    rows = range(0, len(samples), max(10, len(samples) // sentences))
     few, model = samples.take(rows), run.model()
     tracks = {PLAIN: Runtime(plain.model(), rule).calls(few, batch_size=1)}
     for number, threshold in enumerate(thresholds):
