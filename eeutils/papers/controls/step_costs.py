@@ -23,8 +23,10 @@ from eeutils.training.settings import Setting
 
 def step_costs(setting: Setting, samples: Samples, batches: int, rounds: int, progress: str) -> dict[str, Interval]:
     """How many times longer a step takes than one of PABEE's, all else equal: the same batches, taking turns, in one
-    process. The median over rounds, and the smallest and the largest as interval."""
-    sampler = LengthBuckets(samples.lengths, setting.batch_size, seed=0)
+    process. The median over rounds, and the smallest and the largest as interval. Of few samples the batches are
+    smaller."""
+    batch_size = min(setting.batch_size, max(2, len(samples) // batches))
+    sampler = LengthBuckets(samples.lengths, batch_size, seed=0)
     sampler.start(0)
     chosen = [samples.batch(rows).to(best_device()) for rows in islice(cycle(sampler), batches)]
     methods = {
