@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from eeutils.data.samples import Samples
 from eeutils.exiting.rules import NEVER, Rule, fixed, random
@@ -41,12 +42,13 @@ class Size:
 FULL, QUICK = Size(8, 100, 10_000, 250), Size(2, 8, 200, 50)
 
 
-@dataclass(frozen=True)
-class Endless:
+class Endless(PreTrainedTokenizerBase):
     """In a tokenizer's place: no word is the end, so that every way writes equally many. Tokens are not made text."""
 
-    eos_token_id: int = -1
-    pad_token_id: int = 0
+    eos_token_id, pad_token_id = -1, 0
+
+    def __init__(self) -> None:
+        """Without a vocabulary."""
 
     def decode(self, tokens: list[int], **_: object) -> str:
         return ""
