@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import BertConfig, BertModel
@@ -43,6 +41,8 @@ from eeutils.training.loop import CHECKPOINT_SECONDS, best_device, fit, on_cpu, 
 from eeutils.training.method import Method
 from eeutils.training.runs import metric_of, samples_of
 from eeutils.training.settings import Setting
+from workflow.bench_generation import generation
+from workflow.rows import Row, in_fresh_process, peak_resident_bytes, row
 
 OUTPUT = repository_root() / "data" / "results" / "bench.csv"
 COLUMNS = ("what", "value", "unit", "target", "met", "note", "commit", "device", "threads", "torch")
@@ -82,25 +82,6 @@ class Size:
 FULL, QUICK = Size(5, 12, 192, 6), Size(2, 4, 64, 2)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `target` is "", or a comparison such as ">= 3.5" that `value` is held to."""
-
-    what: str
-    value: float
-    unit: str
-    note: str
-    target: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the target is reached; None without one."""
-        if not self.target:
-            return None
-        comparison, bar = self.target.split()
-        return self.value >= float(bar) if comparison == ">=" else self.value <= float(bar)
-
-
 def measure(quick: bool = False) -> pd.DataFrame:
     """The whole table, of `COLUMNS`. `quick` runs in seconds, on a tiny encoder and random token ids: its figures mean
     nothing."""
@@ -113,13 +94,14 @@ def measure(quick: bool = False) -> pd.DataFrame:
         # Memory first: its processes start from a parent that is still small.
         memory = peak_memory(backbone, tiny, train, test)
         memory += peak_memory(base, tiny, pairs, pairs, at_base_size=True)
+        writing = generation(size.rounds, quick)
         model, some = build(pabee.METHOD, backbone), first(test, size.sentences)
         rows = training_speed(model, train, size) + sweep_speed(model, some, size) + runtime_speed(model, some, size)
         rows += replica_speed(build(consistentee.METHOD, backbone), train, size)
         rows += loop_speed(build(pabee.METHOD, base), pairs, size)
     machine = environment()
     where = {name: machine[name] for name in ("commit", "device", "threads")} | {"torch": machine["packages"]["torch"]}
-    return pd.DataFrame([{**vars(row), "met": row.met, **where} for row in [*rows, *memory]])[list(COLUMNS)]
+    return pd.DataFrame([{**vars(row), "met": row.met, **where} for row in [*rows, *writing, *memory]])[list(COLUMNS)]
 
 
 def save_tiny_encoder(folder: str) -> None:
@@ -296,7 +278,8 @@ def runtime_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[R
     coin = random()
     threshold = threshold_for_speedup(record(model, samples), coin, SPEEDUP, axis="layers")
     early, never = Runtime(model, coin, threshold), Runtime(model, confidence(), NEVER)
-    theory = model.reference_layers / (1 + early(samples).stages.double().mean().item())
+    left = early(samples).stages
+    theory = model.reference_layers / (1 + left.double().mean().item())
     rows = []
     for batch_size in BATCH_SIZES:
         tracks = {
@@ -304,20 +287,22 @@ def runtime_speed(model: MultiExitModel, samples: Samples, size: Size) -> list[R
             "early": early.calls(samples, batch_size),
             "never": never.calls(samples, batch_size),
             "all exits": passes(model, samples, batch_size),
+            "layers": layers_alone(model, samples, batch_size, left),
         }
         seconds = race(tracks, size.rounds, best_device(), f"runtime, batch {batch_size}")
+        most = np.median(ratio(seconds, "plain", "layers"))
         speedup, heads = ratio(seconds, "plain", "early"), 100 * np.median(ratio(seconds, "all exits", "plain") - 1)
         rows += [
             row(
                 f"runtime, realised over layer speed-up, batch {batch_size}",
                 speedup / theory,
-                {1: ">= 0.95", 32: ">= 0.85"}.get(batch_size, ""),
-                f"{np.median(speedup):.2f} of {theory:.2f}",
+                {1: ">= 0.95", 8: ">= 0.9", 32: ">= 0.9"}.get(batch_size, ""),
+                f"{np.median(speedup):.2f} of {theory:.2f}; the same layers alone on the rows that stay: {most:.2f}",
             ),
             row(
                 f"runtime, overhead when nobody exits, batch {batch_size}",
                 100 * (ratio(seconds, "never", "plain") - 1),
-                {1: "<= 5", 32: "<= 5"}.get(batch_size, ""),
+                {1: "<= 4", 32: "<= 2"}.get(batch_size, ""),
                 f"plain model {1000 * np.median(seconds['plain']):.1f} ms a batch; exits alone, no rule: {heads:.1f}",
                 unit="%",
             ),
@@ -340,10 +325,27 @@ def passes(model: MultiExitModel, samples: Samples, batch_size: int) -> Track:
     return [partial(answer, batch) for _, batch in batches(samples, batch_size)]
 
 
-def row(what: str, ratios: Float[np.ndarray, " rounds"], target: str, note: str, unit: str = "x") -> Row:
-    """The median of a ratio over the rounds, and in the note how far they lie apart."""
-    apart = f"{ratios.min():.2f} to {ratios.max():.2f} over {len(ratios)} rounds"
-    return Row(what, round(float(np.median(ratios)), 3), unit, f"{note}; {apart}", target)
+def layers_alone(
+    model: MultiExitModel, samples: Samples, batch_size: int, left: Int[Tensor, " samples"]
+) -> list[Callable[[], None]]:
+    """Embeddings, and every layer on as many rows as a runtime has there whose samples left at stage `left`; no exit,
+    no rule, and packing again costs nothing. No runtime that asks after every layer is faster."""
+
+    def through(rows: list[int]) -> Callable[[], None]:
+        still = [[row for row in rows if left[row] >= stage] for stage in range(model.stages)]
+        inputs = [samples.batch(some).to(best_device()).inputs for some in still if some]
+        with torch.inference_mode():
+            states = [model.begin(*given) for given in inputs]
+
+        @torch.inference_mode()
+        def run() -> None:
+            model.begin(*inputs[0])
+            for stage, state in enumerate(states):
+                model.reach(stage, state)
+
+        return run
+
+    return [through(rows.tolist()) for rows, _ in batches(samples, batch_size)]
 
 
 def _train_twice(way: str, model: MultiExitModel, train: Samples, test: Samples) -> None:
@@ -364,33 +366,22 @@ WORK: dict[str, Callable[[MultiExitModel, Samples, Samples], object]] = {
 def peak_memory(backbone: str, tiny: str, train: Samples, test: Samples, at_base_size: bool = False) -> list[Row]:
     """Peak memory of each of `WORK`, model included, in a fresh process: on a CPU the resident set above that of the
     imported libraries, on a GPU what torch allocated. At base size of training alone, which has a bar."""
-    context = get_context("forkserver")
-    # Not this module itself: as the one that was started it is imported again under another name.
-    context.set_forkserver_preload(["eeutils.training.runs"])
     rows = []
-    with ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool:
-        for what in tqdm([f"training, {BUCKETS}"] if at_base_size else WORK, desc="memory", leave=False):
-            peak = round(pool.submit(_peak_bytes, what, backbone, tiny, train, test).result() / 1e6, 1)
-            name, target = (f"at base size, {what}", "<= 6000") if at_base_size else (what, "")
-            rows.append(Row(f"peak memory, {name}", peak, "MB", "model included", target))
+    for what in tqdm([f"training, {BUCKETS}"] if at_base_size else WORK, desc="memory", leave=False):
+        peak = round(in_fresh_process(_peak_bytes, what, backbone, tiny, train, test) / 1e6, 1)
+        name, target = (f"at base size, {what}", "<= 6000") if at_base_size else (what, "")
+        rows.append(Row(f"peak memory, {name}", peak, "MB", "model included", target))
     return rows
 
 
 def _peak_bytes(what: str, backbone: str, tiny: str, train: Samples, test: Samples) -> int:
     # Small first, so that what torch imports on first use is not counted.
     WORK[what](build(pabee.METHOD, tiny), random_samples(), random_samples())
-    before = _peak_resident_bytes()
+    before = peak_resident_bytes()
     WORK[what](build(pabee.METHOD, backbone), train, test)
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return _peak_resident_bytes() - before
-
-
-def _peak_resident_bytes() -> int:
-    import resource  # not on Windows
-
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_resident_bytes() - before
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from eeutils.data.pairs import Pair
@@ -30,6 +32,16 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lon
     question = tokenizer(QUESTION, add_special_tokens=False)["input_ids"]
     read = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=longest)["input_ids"]
     return [[*ids, *question] for ids in read]
+
+
+def padded_left(
+    prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
+    """Token ids of prompts that end together, 0 where there is none, and a mask that is true on real tokens."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    return ids, torch.arange(longest, device=device) >= longest - lengths[:, None]
 
 
 def encode_targets(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], longest: int) -> list[list[int]]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,6 +24,27 @@ from eeutils.files import atomic_write
 
 KINDS = ("layers", "flops")
 """The kinds of cost that are counted."""
+
+
+class Later(Mapping):
+    """Costs that are counted when the first of them is looked at: a rule that asks for none is spared the work."""
+
+    def __init__(self, count: Callable[[], Mapping[str, Tensor]]) -> None:
+        self._count = count
+
+    @cached_property
+    def _counted(self) -> Mapping[str, Tensor]:
+        return self._count()
+
+    def __getitem__(self, kind: str) -> Tensor:
+        return self._counted[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(KINDS)
+
+    def __len__(self) -> int:
+        return len(KINDS)
+
 
 _VERSION = "2"
 _PLAIN, _NAMED = ("logits", "ids", "labels", "groups"), ("cost", "reference", "extras")
@@ -49,8 +71,8 @@ class Evidence:
 
     logits: Float[Tensor, "stages units classes"]
     ids: Int[Tensor, " units"]
-    cost: Mapping[str, Tensor]
-    reference: Mapping[str, Tensor]
+    cost: Later | Mapping[str, Tensor]
+    reference: Later | Mapping[str, Tensor]
     layers: tuple[int, ...]
     labels: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
@@ -61,12 +83,11 @@ class Evidence:
         stages, units, _ = self.logits.shape
         if len(self.layers) != stages:
             raise InputError(f"evidence of {stages} stages needs {stages} entries in layers, got {len(self.layers)}")
-        if not self.cost.keys() == self.reference.keys() == set(KINDS):
-            raise InputError(
-                f"evidence needs cost and reference in {' and '.join(KINDS)}; got cost in {sorted(self.cost)} and "
-                f"reference in {sorted(self.reference)}"
-            )
         for kind, wanted, tensors in (("cost", (stages, units), self.cost), ("reference", (units,), self.reference)):
+            if isinstance(tensors, Later):  # nobody has asked yet
+                continue
+            if tensors.keys() != set(KINDS):
+                raise InputError(f"evidence needs {kind} in {' and '.join(KINDS)}; got it in {sorted(tensors)}")
             for name, tensor in tensors.items():
                 if tensor.shape != wanted:
                     raise InputError(f"{kind} {name!r} must be {wanted}, got {tuple(tensor.shape)}")
@@ -120,7 +141,7 @@ class Evidence:
         """
         if self.regression:
             raise InputError("a regression answer is one number, not a distribution; use patience, fixed or random")
-        return torch.log_softmax(self.logits.double(), dim=-1)
+        return torch.log_softmax(self.logits, dim=-1, dtype=torch.float64)
 
     @property
     def predictions(self) -> Tensor:

@@ -122,9 +122,9 @@ def patience(tolerance: float = 0.1) -> Rule:
         raise InputError(f"tolerance must be above 0, or a regression never leaves early; got {tolerance}")
 
     def readiness(evidence: Evidence) -> Tensor:
-        before, now = evidence.predictions[:-1], evidence.predictions[1:]
-        agrees = (now - before).abs() < tolerance if evidence.regression else now == before
-        runs = [torch.zeros_like(evidence.predictions[0], dtype=torch.double)]
+        said = evidence.predictions
+        agrees = (said[1:] - said[:-1]).abs() < tolerance if evidence.regression else said[1:] == said[:-1]
+        runs = [torch.zeros_like(said[0], dtype=torch.double)]
         for agreeing in agrees:
             runs.append((runs[-1] + 1) * agreeing)
         return torch.stack(runs)

@@ -73,6 +73,7 @@ class Hidden:
         tokens: (B,) real tokens of each sample.
         whole_layer: what a layer on all tokens of a sample spends.
         spent: what each sample has spent since its token ids were embedded.
+        padded: whether any token is padding; true also where nobody has looked.
     """
 
     states: Float[Tensor, "batch tokens width"]
@@ -81,6 +82,7 @@ class Hidden:
     tokens: Int[Tensor, " batch"]
     whole_layer: Spent
     spent: Spent
+    padded: bool = True
 
 
 class Backbone(nn.Module):
@@ -130,7 +132,8 @@ class Backbone(nn.Module):
         mask = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
         states = self.family.embed(self.model, input_ids, token_type_ids)
         shared, tokens = self.family.shared(self.model, states, mask), mask.sum(dim=1)
-        return Hidden(states, mask, shared, tokens, self._whole_layer(tokens), self._embedding(tokens))
+        spent = self._whole_layer(tokens), self._embedding(tokens)
+        return Hidden(states, mask, shared, tokens, *spent, padded=not bool(mask.all()))
 
     def run_layer(self, layer: int, hidden: Hidden, active: Bool[Tensor, "batch tokens"] | None = None) -> Hidden:
         """Layer number `layer` (from 0), on all tokens or on the active ones only; the others keep their state.
@@ -158,7 +161,7 @@ class Backbone(nn.Module):
             # Places behind the last active token look at everything; what they find is never read.
             free = seen.new_full((*front, *seen.shape[1:]), seen.dtype == torch.bool)
             seen = free.index_put(in_front, seen).transpose(1, 2)
-        elif not bool(mask.all()):
+        elif hidden.padded:
             seen = mask[:, None, None, :]
         gathered = nn.functional.scaled_dot_product_attention(
             queries.transpose(1, 2), keys, values, attn_mask=seen, dropout_p=parts.dropout
@@ -169,26 +172,36 @@ class Backbone(nn.Module):
 
     def spent_after(self, hidden: Hidden, active: Bool[Tensor, "batch tokens"]) -> Spent:
         """What each sample has spent once a layer has run on its active tokens, none of which is padding."""
-        counts = active.sum(dim=1)
-        flops = layer_flops(self.width, self._inner, hidden.tokens, counts)
-        return hidden.spent.plus(Spent(exact(counts) / hidden.tokens, flops))
+        tokens = hidden.tokens  # alone: what is counted later must not hold on to the states
+
+        def count() -> tuple[Tensor, Tensor]:
+            counts = active.sum(dim=1)
+            return exact(counts) / tokens, layer_flops(self.width, self._inner, tokens, counts)
+
+        return hidden.spent.plus(Spent.later(count))
 
     def take(self, hidden: Hidden, rows: Int[Tensor, " rows"]) -> Hidden:
         """The given samples only, without the columns that are padding for all of them."""
-        states, mask = hidden.states[rows], hidden.attention_mask[rows]
-        columns = mask.any(dim=0)
-        # Padding may stand on either side; only columns that nobody needs go.
-        if not bool(columns.all()):
-            states, mask = states[:, columns], mask[:, columns]
+        states, mask, tokens = hidden.states[rows], hidden.attention_mask[rows], hidden.tokens[rows]
+        padded = hidden.padded and not bool(mask.all())
+        if padded:
+            columns = mask.any(dim=0)
+            # Padding may stand on either side; only columns that nobody needs go.
+            if not bool(columns.all()):
+                states, mask = states[:, columns], mask[:, columns]
+                padded = not bool(mask.all())
         shared = self.family.shared(self.model, states, mask)
-        tokens = hidden.tokens[rows]
-        return Hidden(states, mask, shared, tokens, hidden.whole_layer.take(rows), hidden.spent.take(rows))
+        spent = hidden.whole_layer.take(rows), hidden.spent.take(rows)
+        return Hidden(states, mask, shared, tokens, *spent, padded=padded)
 
     def whole_pass(self, attention_mask: Int[Tensor, "batch tokens"], layers: int) -> Spent:
         """What `layers` layers on all tokens of a batch spend, without running them."""
-        tokens = attention_mask.sum(dim=1)
-        each, embedding = self._whole_layer(tokens), self._embedding(tokens)
-        return Spent(layers * each.layers, embedding.flops + layers * each.flops)
+
+        def count() -> Spent:
+            tokens = attention_mask.sum(dim=1)
+            return self._embedding(tokens).plus(self._whole_layer(tokens).each(lambda kind: layers * kind))
+
+        return Spent.later(count)
 
     def forward(
         self,
@@ -213,13 +226,19 @@ class Backbone(nn.Module):
         return self
 
     def _whole_layer(self, tokens: Tensor) -> Spent:
-        flops = layer_flops(self.width, self._inner, tokens)
-        return Spent(torch.ones_like(flops), flops)
+        def count() -> tuple[Tensor, Tensor]:
+            flops = layer_flops(self.width, self._inner, tokens)
+            return torch.ones_like(flops), flops
+
+        return Spent.later(count)
 
     def _embedding(self, tokens: Tensor) -> Spent:
-        # The projection of factorised embeddings (ALBERT, small ELECTRA), 2TED.
-        flops = exact(tokens * (2 * self._narrow * self.width))
-        return Spent(torch.zeros_like(flops), flops)
+        def count() -> tuple[Tensor, Tensor]:
+            # The projection of factorised embeddings (ALBERT, small ELECTRA), 2TED.
+            flops = exact(tokens * (2 * self._narrow * self.width))
+            return torch.zeros_like(flops), flops
+
+        return Spent.later(count)
 
 
 def resolve(name: str) -> str:

@@ -47,7 +47,7 @@ class Cascade(MultiStageModel):
 
     def step(self, stage: int, state: tuple[Encoded, ...]) -> tuple[tuple[Encoded, ...], Answer]:
         answers = self.models[stage](*state[self.encodings[stage]])
-        spent = Spent(*(kind.sum(dim=0) for kind in answers.spent))
+        spent = answers.spent.each(lambda kind: kind.sum(dim=0))
         return state, Answer(answers.logits[-1], spent, {name: values[-1] for name, values in answers.extras.items()})
 
     def leave(self, state: tuple[Encoded, ...], done: Bool[Tensor, " batch"]) -> tuple[Encoded, ...]:

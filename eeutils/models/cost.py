@@ -5,37 +5,72 @@ than 99% of an encoder's work. Embedding look-ups are free. The formulas are hel
 Costs are per sample and at the sample's own length, without padding.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
-class Spent(NamedTuple):
+class Spent:
     """What was spent on each of B units: a sample, or a token where tokens leave.
 
-    `layers` (B,) transformer layers, a mean over a sample's tokens where they run different ones; `flops` (B,).
+    `layers` (B,) transformer layers, a mean over a sample's tokens where they run different ones; `flops` (B,). What
+    follows from other counts is worked out when it is first looked at: a runtime whose rule does not ask what was
+    spent does not count.
     """
 
-    layers: Float[Tensor, "*shape"]
-    flops: Float[Tensor, "*shape"]
+    def __init__(self, layers: Float[Tensor, "*shape"], flops: Float[Tensor, "*shape"]) -> None:
+        self._count = lambda: (layers, flops)
+
+    @classmethod
+    def later(cls, count: Callable[[], Iterable[Tensor]]) -> "Spent":
+        """What `count` will give: layers and FLOPs."""
+        spent = cls.__new__(cls)
+        spent._count = count
+        return spent
+
+    @cached_property
+    def _counted(self) -> tuple[Tensor, Tensor]:
+        layers, flops = self._count()
+        del self._count  # and with it what it was counted from
+        return layers, flops
+
+    @property
+    def layers(self) -> Float[Tensor, "*shape"]:
+        return self._counted[0]
+
+    @property
+    def flops(self) -> Float[Tensor, "*shape"]:
+        return self._counted[1]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._counted)
+
+    def named(self) -> dict[str, Tensor]:
+        """Kind of cost -> what was spent of it."""
+        return {"layers": self.layers, "flops": self.flops}
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Spent":
+        """Both kinds, changed alike."""
+        return Spent.later(lambda: map(change, self))
 
     def plus(self, other: "Spent") -> "Spent":
         """Both together."""
-        return Spent(self.layers + other.layers, self.flops + other.flops)
+        return Spent.later(lambda: (self.layers + other.layers, self.flops + other.flops))
 
     def minus(self, other: "Spent") -> "Spent":
         """What was spent since `other`."""
-        return Spent(self.layers - other.layers, self.flops - other.flops)
+        return Spent.later(lambda: (self.layers - other.layers, self.flops - other.flops))
 
     def take(self, rows: Tensor) -> "Spent":
         """What was spent on some of the units."""
-        return Spent(self.layers[rows], self.flops[rows])
+        return self.each(lambda kind: kind[rows])
 
     def cpu(self) -> "Spent":
         """The same numbers where evidence is kept."""
-        return Spent(self.layers.cpu(), self.flops.cpu())
+        return self.each(Tensor.cpu)
 
 
 def exact(counts: Tensor) -> Float[Tensor, "*shape"]:

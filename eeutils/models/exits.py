@@ -36,6 +36,8 @@ def pool_tokens(hidden: Hidden, pool: str) -> Float[Tensor, "batch width"]:
     """One vector per sample: the first token's state ("cls") or the mean over real tokens ("mean")."""
     if pool == "cls":
         return hidden.states[:, 0]
+    if not hidden.padded:
+        return hidden.states.sum(dim=1) / hidden.states.shape[1]
     weights = hidden.attention_mask.unsqueeze(-1).to(hidden.states.dtype)
     return (hidden.states * weights).sum(dim=1) / weights.sum(dim=1)
 
@@ -92,8 +94,9 @@ class Exit(nn.Module):
         vector, carried = self.read(state)
         logits, extras = self.answer(vector)
         spent = state.hidden.spent if earlier is None else state.hidden.spent.minus(earlier)
-        spent = Spent(spent.layers, spent.flops + self.flops(state.hidden.tokens))
-        return ExitState(state.hidden, state.before, carried), Answer(logits, spent, extras)
+        tokens = state.hidden.tokens  # alone: what is counted later must not hold on to the states
+        with_exit = Spent.later(lambda: (spent.layers, spent.flops + self.flops(tokens)))
+        return ExitState(state.hidden, state.before, carried), Answer(logits, with_exit, extras)
 
     @cached_property
     def plain_flops(self) -> int:
@@ -156,7 +159,7 @@ class MultiExitModel(MultiStageModel):
 
 def with_head(spent: Spent, head: Exit) -> Spent:
     """What a plain model spends: all of its layers, and one plain head."""
-    return Spent(spent.layers, spent.flops + head.plain_flops)
+    return Spent.later(lambda: (spent.layers, spent.flops + head.plain_flops))
 
 
 Poolers = Literal["own", "shared", "none"]

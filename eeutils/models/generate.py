@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from eeutils.data.prompts import encode_prompts
+from eeutils.data.prompts import encode_prompts, padded_left
 from eeutils.errors import InputError
 from eeutils.exiting.rules import NEVER, Rule, fixed
 from eeutils.exiting.token_evidence import PLACES, TokenEvidence, short_margin, signals_of
@@ -175,21 +175,16 @@ class Generator:
                 f"{decoder.context}; cut the prompt (longest_prompt) or write less"
             )
         started = time.perf_counter()
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts])
-        device = decoder.head_weight.device
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask = padded_left(prompts, decoder.head_weight.device)
         cache = Cache(decoder.depth, mask, max_new_tokens, forgetful=not self.fills)
         flow, read = decoder.embed(ids, mask, cache), self.model.layers_read(ids, mask)
         for layer in range(decoder.depth):
             flow = decoder.run_layer(layer, flow, None if read is None else read > layer)
         cache.advance(longest)
         first = decoder.read(flow.states[:, -1]).argmax(dim=-1)
-        costs, run = self.model.costs, decoder.depth if read is None else read
-        spent = costs.layers(run, flow.keys) + (decoder.depth - run) * costs.fill
-        flops = (spent * mask).sum(dim=1) + costs.head
+        seconds = time.perf_counter() - started
         numbers = torch.arange(number, number + len(prompts))
-        return Prompted(cache, first, numbers, flops.tolist(), time.perf_counter() - started)
+        return Prompted(cache, first, numbers, self.model.reading_flops(prompts).tolist(), seconds)
 
     def write(self, prompted: Prompted, max_new_tokens: int) -> Outcome:
         """Go on from prompts that have been read; they can be written on again."""

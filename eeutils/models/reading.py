@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from eeutils.errors import InputError
-from eeutils.models.cost import exact
 from eeutils.models.decoder import Cache, Decoder
 from eeutils.models.schedule import TokenSchedule, windows
 from eeutils.models.token_exits import TokenExitModel, TokenState
@@ -80,15 +79,6 @@ class HashReader(TokenExitModel):
         for layer in range(self.layers[stage - 1] if stage else 0, self.layers[stage]):
             flow = self.decoder.run_layer(layer, flow, (state.run > layer) & ~state.left)
         return replace(state, flow=flow)
-
-    def reading_flops(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, " prompts"]:
-        """What reading each prompt costs, the look for its first word included: known before anything runs."""
-        costs, depth, longest = self.costs, self.decoder.depth, max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        run = self.layers_read(ids.to(self.rank_bits.device), mask.to(self.rank_bits.device)).cpu()
-        spent = costs.layers(run, mask.cumsum(dim=1)) + (depth - run) * costs.fill
-        return exact((spent * mask).sum(dim=1) + costs.head)
 
     def window_at(
         self, speedup: float, prompts: Sequence[Sequence[int]], among: Sequence[tuple[int, int]] | None = None

@@ -27,8 +27,8 @@ def record(model: MultiStageModel, samples: Samples, batch_size: int = 64, progr
     for rows, batch in batches(samples, batch_size, progress="recording evidence" if progress else None):
         inputs = batch.to(device).inputs
         answers, reference = on_cpu(model.all_stages(*inputs)), model.reference(*inputs).cpu()
-        cost = {kind: spent.cumsum(dim=0) for kind, spent in answers.spent._asdict().items()}
-        parts.append(Evidence(answers.logits, rows, cost, reference._asdict(), model.layers, extras=answers.extras))
+        cost = {kind: spent.cumsum(dim=0) for kind, spent in answers.spent.named().items()}
+        parts.append(Evidence(answers.logits, rows, cost, reference.named(), model.layers, extras=answers.extras))
     model.train(was_training)
     whole = concatenate(parts, torch.arange(len(samples)))
     return replace(whole, ids=samples.ids, labels=samples.labels)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eeutils.data.samples import Batch, Samples, Tokenizers, batches, encode
 from eeutils.errors import InputError
-from eeutils.exiting.evidence import Evidence
+from eeutils.exiting.evidence import Evidence, Later
 from eeutils.exiting.rules import NEVER, Rule
 from eeutils.exiting.tradeoff import Decision
 from eeutils.models.cost import Spent
@@ -82,16 +82,19 @@ class Runtime:
             evidence = self._evidence(heard, stage, ids, reference)
             last = stage == model.stages - 1
             # The first stage that reaches the threshold is now: whoever reached it earlier has left.
-            done = torch.ones(len(ids), dtype=torch.bool) if last else self._ready(evidence)
-            if done.any():
-                logits[waiting[done]] = self.rule.answers(evidence)[-1, done].double()
-                stages[waiting[done]] = stage
-                stay = ~done
-                if not stay.any():
-                    break
-                waiting, ids, reference = waiting[stay], ids[stay], reference.take(stay)
-                heard = [_take(earlier, stay) for earlier in heard]
-                state = model.leave(state, done.to(device))
+            done = None if last else self._ready(evidence)
+            leaving = len(ids) if done is None else sum(done.tolist())
+            if leaving == 0:
+                continue
+            answers = self.rule.answers(evidence)[-1].double()
+            if leaving == len(ids):  # nobody stays: nothing is sorted, and the batch not packed again
+                logits[waiting], stages[waiting] = answers, stage
+                break
+            logits[waiting[done]], stages[waiting[done]] = answers[done], stage
+            stay = ~done
+            waiting, ids, reference = waiting[stay], ids[stay], reference.take(stay)
+            heard = [_take(earlier, stay) for earlier in heard]
+            state = model.leave(state, done.to(device))
         return Decision(stages, logits)
 
     def calls(self, samples: Samples, batch_size: int) -> list[Callable[[], Decision]]:
@@ -108,6 +111,7 @@ class Runtime:
         return encode(self.tokenizer, texts, text_pairs, max_length=self.max_length)
 
     def _ready(self, evidence: Evidence) -> Tensor:
+        """Who leaves now, (N,) bool."""
         return self.rule.readiness(evidence)[-1].double() >= self.threshold
 
     def _hear(self, heard: list[Answer], answer: Answer) -> list[Answer]:
@@ -121,8 +125,8 @@ class Runtime:
         return Evidence(
             answers.logits,
             ids,
-            answers.spent._asdict(),
-            reference._asdict(),
+            Later(answers.spent.named),
+            Later(reference.named),
             self.model.layers[first : stage + 1],
             extras=answers.extras,
             first=first,

@@ -103,8 +103,9 @@ def stack(answers: list[Answer]) -> Answers:
     names = answers[0].extras.keys()
     if any(answer.extras.keys() != names for answer in answers):
         raise InputError(f"every stage must give the same extras; got {[sorted(answer.extras) for answer in answers]}")
+    spent = [answer.spent for answer in answers]
     return Answers(
         torch.stack([answer.logits for answer in answers]),
-        Spent(*(torch.stack(kind) for kind in zip(*(answer.spent for answer in answers), strict=True))),
+        Spent.later(lambda: map(torch.stack, zip(*spent, strict=True))),
         {name: torch.stack([answer.extras[name] for answer in answers]) for name in names},
     )

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from eeutils.data.prompts import padded_left
 from eeutils.errors import InputError
 from eeutils.models.cost import Spent, exact
 from eeutils.models.decoder import Cache, Decoder, Flow
@@ -152,6 +153,14 @@ class TokenExitModel(MultiStageModel):
     def layers_read(self, input_ids: Tensor, mask: Tensor) -> Int[Tensor, "batch tokens"] | None:
         """How many layers each token of a prompt runs while it is read, padding on the left; None where all run all."""
         return None
+
+    def reading_flops(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, " prompts"]:
+        """What reading each prompt costs, the look for its first word included: known before anything runs."""
+        input_ids, mask = padded_left(prompts, self.decoder.head_weight.device)
+        costs, depth, read = self.costs, self.decoder.depth, self.layers_read(input_ids, mask)
+        run = depth if read is None else read
+        spent = costs.layers(run, mask.cumsum(dim=1)) + (depth - run) * costs.fill
+        return exact((spent * mask).sum(dim=1) + costs.head)
 
     def run_to(self, stage: int, state: TokenState) -> TokenState:
         """The layers of that stage, on whoever has not left."""

@@ -114,7 +114,7 @@ def _evidence(
         torch.stack(said),
         ids,
         dict(zip(KINDS, (run, body), strict=True)),
-        reference._asdict(),
+        reference.named(),
         model.layers[: len(said)],
         extras=extras | {"layers": body},
         prices=prices,

@@ -1,9 +1,12 @@
 """Exits: what they read, what they share, what they carry along, and that no forward pass depends on chance."""
 
+import weakref
 from dataclasses import replace
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 from torch import nn
 
 from eeutils.errors import InputError
@@ -30,6 +33,30 @@ def test_the_mean_is_over_real_tokens_and_cls_is_the_first() -> None:
     hidden = Hidden(states, mask, None, mask.sum(dim=1), nothing, nothing)
     assert pool_tokens(hidden, "mean").tolist() == [[1.5], [6.0]]
     assert pool_tokens(hidden, "cls").tolist() == [[1.0], [3.0]]
+
+
+@given(lengths=st.lists(st.integers(3, 12), min_size=1, max_size=6), stay=st.data())
+def test_the_state_knows_whether_anything_is_padding_and_pools_the_same_either_way(
+    lengths: list[int], stay: st.DataObject
+) -> None:
+    backbone, lengths = tiny_model().backbone, torch.tensor(lengths)
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    rows = stay.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, unique=True))
+    with torch.inference_mode():
+        whole = backbone.embed(mask * 5, mask)
+        for hidden in (whole, backbone.take(whole, torch.tensor(rows))):
+            assert hidden.padded == (not bool(hidden.attention_mask.all()))
+            assert torch.equal(pool_tokens(hidden, "mean"), pool_tokens(replace(hidden, padded=True), "mean"))
+
+
+def test_an_answer_whose_cost_nobody_has_counted_yet_holds_no_hidden_states() -> None:
+    model = tiny_model()
+    with torch.inference_mode():
+        state, answer = model.step(0, model.begin(*BATCH.inputs))
+        states = weakref.ref(state.hidden.states)
+        del state
+        assert states() is None
+        assert answer.spent.layers.tolist() == [1] * 6
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])

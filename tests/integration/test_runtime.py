@@ -257,6 +257,30 @@ def test_a_rule_that_reads_cost_stops_where_the_simulation_does(kind: str, rule:
     assert len(agree(model, singles(), rule)) >= 2
 
 
+def test_what_was_spent_is_counted_only_for_a_rule_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(*_: object) -> Tensor:
+        raise AssertionError("counted")
+
+    model = tiny_model(pool="mean")
+    simulated = tradeoff.decide(recorded(model, singles()), rules.confidence(), 0.6)
+    monkeypatch.setattr("eeutils.models.backbone.layer_flops", counted)
+    assert torch.equal(Runtime(model, rules.confidence(), 0.6)(singles(), batch_size=7).stages, simulated.stages)
+    assert len(simulated.stages.unique()) >= 2
+    with pytest.raises(AssertionError, match="counted"):
+        Runtime(model, for_its_price("flops"), 0.6)(singles())
+
+
+def test_nothing_is_packed_again_where_nobody_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, packed = tiny_model(pool="mean"), []
+    whole = model.backbone.take
+    monkeypatch.setattr(model.backbone, "take", lambda *given: packed.append(1) or whole(*given))
+    alone = Runtime(model, rules.confidence(), 0.6)(singles(), batch_size=1)
+    assert len(alone.stages.unique()) >= 2
+    assert not packed
+    Runtime(model, rules.confidence(), 0.6)(singles(), batch_size=20)
+    assert packed
+
+
 def test_a_rule_that_reads_what_the_last_stage_added_stops_where_the_simulation_does() -> None:
     def readiness(evidence: Evidence) -> Tensor:
         added = evidence.cost["flops"].diff(dim=0) / evidence.reference["flops"]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from scipy.stats import entropy
 
 from eeutils.errors import InputError
-from eeutils.exiting.evidence import Evidence, as_stages, concatenate, predict
+from eeutils.exiting.evidence import Evidence, Later, as_stages, concatenate, predict
 from eeutils.exiting.tradeoff import fixed_exits
 from tests.helpers import accuracy, make_evidence, random_evidence
 
@@ -144,10 +144,20 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
 
 def test_costs_are_of_both_kinds_in_evidence_and_reference() -> None:
     evidence = random_evidence(0, 2, 3, 2)
-    with pytest.raises(InputError, match=r"layers and flops; got cost in \['flops'\] and reference in \['flops', 'la"):
+    with pytest.raises(InputError, match=r"evidence needs cost in layers and flops; got it in \['flops'\]"):
         replace(evidence, cost={"flops": evidence.cost["flops"]})
-    with pytest.raises(InputError, match=r"and reference in \['seconds'\]"):
+    with pytest.raises(InputError, match=r"needs reference in layers and flops; got it in \['seconds'\]"):
         replace(evidence, reference={"seconds": torch.ones(3)})
+
+
+def test_costs_that_are_counted_later_are_counted_once_and_only_when_they_are_looked_at() -> None:
+    evidence, counts = random_evidence(0, 2, 3, 2), []
+    later = replace(evidence, cost=Later(lambda: counts.append(1) or evidence.cost))
+    assert later.confidence.shape == (2, 3)
+    assert not counts
+    equal(later.take(torch.tensor([2, 0])), evidence.take(torch.tensor([2, 0])))
+    assert torch.equal(later.cost["layers"], evidence.cost["layers"])
+    assert counts == [1]
 
 
 def test_parts_are_put_in_the_order_of_the_ids() -> None:
