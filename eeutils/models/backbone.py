@@ -133,7 +133,7 @@ class Backbone(nn.Module):
         states = self.family.embed(self.model, input_ids, token_type_ids)
         shared, tokens = self.family.shared(self.model, states, mask), mask.sum(dim=1)
         spent = self._whole_layer(tokens), self._embedding(tokens)
-        return Hidden(states, mask, shared, tokens, *spent, padded=not bool(mask.all()))
+        return Hidden(states, mask, shared, tokens, *spent, padded=_any_padding(mask))
 
     def run_layer(self, layer: int, hidden: Hidden, active: Bool[Tensor, "batch tokens"] | None = None) -> Hidden:
         """Layer number `layer` (from 0), on all tokens or on the active ones only; the others keep their state.
@@ -183,13 +183,13 @@ class Backbone(nn.Module):
     def take(self, hidden: Hidden, rows: Int[Tensor, " rows"]) -> Hidden:
         """The given samples only, without the columns that are padding for all of them."""
         states, mask, tokens = hidden.states[rows], hidden.attention_mask[rows], hidden.tokens[rows]
-        padded = hidden.padded and not bool(mask.all())
+        padded = hidden.padded and _any_padding(mask)
         if padded:
             columns = mask.any(dim=0)
             # Padding may stand on either side; only columns that nobody needs go.
             if not bool(columns.all()):
                 states, mask = states[:, columns], mask[:, columns]
-                padded = not bool(mask.all())
+                padded = _any_padding(mask)
         shared = self.family.shared(self.model, states, mask)
         spent = hidden.whole_layer.take(rows), hidden.spent.take(rows)
         return Hidden(states, mask, shared, tokens, *spent, padded=padded)
@@ -239,6 +239,11 @@ class Backbone(nn.Module):
             return torch.zeros_like(flops), flops
 
         return Spent.later(count)
+
+
+def _any_padding(mask: Bool[Tensor, "batch tokens"]) -> bool:
+    # A graph is traced for any mask, so it must not look.
+    return torch.compiler.is_compiling() or not bool(mask.all())
 
 
 def resolve(name: str) -> str:
