@@ -107,7 +107,7 @@ def test_padding_on_the_left_changes_nothing(name: str) -> None:
     states = torch.nn.functional.pad(state.hidden.states, (0, 0, 3, 0))
     mask = torch.nn.functional.pad(torch.ones_like(ids), (3, 0))
     shared = model.backbone.family.shared(model.backbone.model, states, mask.bool())
-    hidden = replace(state.hidden, states=states, attention_mask=mask.bool(), shared=shared)
+    hidden = replace(state.hidden, states=states, attention_mask=mask.bool(), shared=shared, padded=True)
     left = replace(state, hidden=hidden, layers=torch.nn.functional.pad(state.layers, (3, 0)))
     torch.testing.assert_close(model.step(0, left)[1].logits, model.step(0, state)[1].logits, atol=1e-5, rtol=1e-5)
 
