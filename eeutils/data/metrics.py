@@ -48,7 +48,7 @@ def _check_answers(spec: TaskSpec, predictions: np.ndarray, labels: np.ndarray) 
 
 
 def _pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
-    # By hand: scipy works out a p-value each time and takes twenty times as long, and a bootstrap asks thousands of
+    # By hand: scipy works out a p-value each time and takes several times as long, and a bootstrap asks thousands of
     # times, now and then of samples that are all alike.
     ours, theirs = _from_mean(predictions), _from_mean(labels)
     spread = np.sqrt((ours @ ours) * (theirs @ theirs))

@@ -107,7 +107,7 @@ def findings(grounds: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> list[s
 
 
 def writing_table(folder: Path | None = None) -> str:
-    """README's table of a decoder that writes, and what it shows; empty where no notebook has written."""
+    """README's table of a decoder that writes, and what it shows; a sentence where no notebook has written."""
     rows = writing.table(folder)
     if rows.empty:
         return "Not run: notebooks 09 and 10 keep the tables."
